@@ -1,0 +1,79 @@
+"""The `fourbit` command: its verbs, and the one place where an exception becomes an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import fourbit
+from fourbit.cli import bench, doctor, errors, output, quantize
+from fourbit.cli import eval as scores
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    help="Large language models whose base weights are frozen in 4 bits.",
+    epilog="Exit codes: 0 done, 2 the input is at fault, 130 interrupted, 1 our fault.",
+    add_completion=False,
+    rich_markup_mode=None,  # rich's panels leave a help text 25 columns of an 80-column terminal
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(quantize.quantize)
+app.add_typer(scores.app, name="eval")
+app.command()(bench.bench)
+app.command()(doctor.doctor)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fourbit {fourbit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; see `fourbit.cli.main`."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not errors.debugging():
+        _silence_libraries()
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=given or ["--help"], prog_name="fourbit", standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:
+        code, message = errors.explain(error)
+        output.complain(message)
+        return code
+    if code == errors.INTERRUPTED:  # typer catches KeyboardInterrupt itself
+        output.complain("Interrupted.")
+    return code or 0
+
+
+def _silence_libraries() -> None:
+    """Keep what a verb says apart from what the libraries under it say; FOURBIT_DEBUG=1 lets them speak."""
+    for name, value in {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore")
+    logging.getLogger().addHandler(logging.NullHandler())  # or Python prints the warnings of whoever has no handler
+    ours, handler = logging.getLogger("fourbit"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("Warning: %(message)s"))
+    ours.handlers, ours.propagate = [handler], False

@@ -1,0 +1,121 @@
+"""What a verb shows: its result on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["AsJson", "Progress", "Show", "complain", "facts", "progress", "result", "size"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Show = Callable[[Mapping[str, Any], "Callable[[], RenderableType]"], None]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done, and how much there is."""
+
+
+@contextlib.contextmanager
+def result(as_json: bool) -> Iterator[Show]:
+    """Keep stdout for the result: within the block, whatever libraries print goes to stderr.
+
+    Yields:
+        show(keys, table): prints `keys` as one JSON object, or what `table()` returns.
+    """
+    with _stdout_kept() as stdout:
+
+        def show(keys: Mapping[str, Any], table: Callable[[], RenderableType]) -> None:
+            if as_json:
+                print(json.dumps(keys, allow_nan=False), file=stdout)
+            else:
+                from rich.console import Console
+
+                Console(file=stdout, highlight=False).print(table())
+            stdout.flush()
+
+        yield show
+
+
+@contextlib.contextmanager
+def _stdout_kept() -> Iterator[TextIO]:
+    """The real stdout, while sys.stdout and the file descriptor under it (for C libraries) lead to stderr."""
+    given = sys.stdout
+    given.flush()
+    kept = os.dup(1)
+    with os.fdopen(kept, "w", encoding=given.encoding, errors=given.errors) as real:
+        os.dup2(2, 1)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield real if _is_descriptor_1(given) else given
+        finally:
+            os.dup2(kept, 1)
+
+
+def _is_descriptor_1(stream: TextIO) -> bool:
+    try:
+        return stream.fileno() == 1
+    except (OSError, io.UnsupportedOperation):  # in memory
+        return False
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """A progress bar on stderr, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = [
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.TaskProgressColumn(),
+        bars.TimeRemainingColumn(),
+    ]
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+def complain(sentence: str) -> None:
+    """Say on stderr why the command ends."""
+    if not sys.stderr.isatty():
+        print(f"Error: {sentence}", file=sys.stderr)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, highlight=False).print(Text.assemble(("Error: ", "bold red"), sentence))
+
+
+def facts(title: str, rows: Mapping[Any, str]) -> RenderableType:
+    """A title, names and values."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="cyan", no_wrap=True, min_width=20)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(Text(str(name)), Text(value))
+    return Group(Text(title, style="bold"), Padding(table, (0, 0, 0, 2), expand=False), "")
+
+
+def size(count: float) -> str:
+    """A number of bytes for people, in powers of ten: 12.3 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"

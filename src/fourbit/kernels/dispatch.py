@@ -1,0 +1,155 @@
+"""Which backend runs an operation, and why.
+
+An operation is one `torch.library` contract (`kernels/ops`) with a plain-torch reference (`kernels/reference`), the
+truth on every device, and at most one faster backend per device type: `native` (C++) on a CPU. A backend module holds,
+for each operation it implements, a function of the operation's name and an `accepts_<operation>` predicate with the
+same arguments; a backend package holds `unavailable()`, which gives the reason it cannot run here at all.
+
+`FOURBIT_BACKEND=reference` (or `use("reference")`) turns the fast backends off; `native` demands the fast one and
+raises with the reason where it cannot take a call. The default, `auto`, falls back to the reference.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fourbit.errors import InputError
+
+__all__ = ["OPERATIONS", "Operation", "define", "explain", "use"]
+
+LIBRARY = torch.library.Library("fourbit", "DEF")
+FAST_BACKENDS = {"cpu": "native"}
+"""The fast backend of each device type. A device without one runs the reference."""
+
+_CHOICES = ("auto", "reference", *FAST_BACKENDS.values())
+_forced: str | None = None
+
+
+@dataclass(slots=True)
+class Operation:
+    """One registered operation and the functions that can run it.
+
+    Attributes:
+        name: the name under `torch.ops.fourbit`.
+        stem: the module name shared by its contract, its backends, its test and its benchmark.
+        reference: the plain-torch truth.
+    """
+
+    name: str
+    stem: str
+    reference: Callable[..., Any]
+    _fast: dict[str, tuple[Callable[..., Any], Callable[..., str | None]] | str] = field(default_factory=dict)
+
+    def __call__(self, *args: Any) -> Any:
+        """Run on the best backend that takes these arguments; the first is a tensor on the device that counts.
+
+        Autocast is off inside: it has had its say in the arguments, and a cast that one backend's torch calls would
+        make and another's would not is a different result.
+        """
+        device = args[0].device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self._run(*args)
+        return self._run(*args)
+
+    def _run(self, *args: Any) -> Any:
+        choice = _checked(_forced or os.environ.get("FOURBIT_BACKEND", "auto"))
+        if choice == "reference":
+            return self.reference(*args)
+        fast = self._resolve(args[0].device.type)
+        reason = fast if isinstance(fast, str) else fast[1](*args)
+        if reason is None:
+            return fast[0](*args)  # type: ignore[operator]
+        if choice != "auto":
+            raise RuntimeError(f"FOURBIT_BACKEND={choice}, but it cannot run {self.name}: {reason}")
+        return self.reference(*args)
+
+    def _resolve(self, device: str) -> tuple[Callable[..., Any], Callable[..., str | None]] | str:
+        """The fast backend's function and predicate for a device type, or the reason there is none."""
+        if device not in self._fast:
+            self._fast[device] = self._load(device)
+        return self._fast[device]
+
+    def _load(self, device: str) -> tuple[Callable[..., Any], Callable[..., str | None]] | str:
+        backend = FAST_BACKENDS.get(device)
+        if backend is None:
+            return f"there are no kernels of ours for {device} devices"
+        package = importlib.import_module(f"fourbit.kernels.{backend}")
+        if (reason := package.unavailable()) is not None:
+            return str(reason)
+        try:
+            module = importlib.import_module(f"fourbit.kernels.{backend}.{self.stem}")
+        except ModuleNotFoundError:
+            return f"{backend} has no kernel for it"
+        if not hasattr(module, self.name):
+            return f"{backend} has no kernel for it"
+        return getattr(module, self.name), getattr(module, f"accepts_{self.name}")
+
+    def explain(self, device: str) -> dict[str, str]:
+        """What this operation runs on for a device type: `backend` and `why`."""
+        choice = _checked(_forced or os.environ.get("FOURBIT_BACKEND", "auto"))
+        if choice == "reference":
+            return {"backend": "reference", "why": "asked for"}
+        fast = self._resolve(device)
+        if isinstance(fast, str):
+            return {"backend": "reference", "why": fast}
+        backend = FAST_BACKENDS[device]
+        return {"backend": backend, "why": importlib.import_module(f"fourbit.kernels.{backend}").describe()}
+
+
+OPERATIONS: dict[str, Operation] = {}
+"""Every operation by name, in the order of definition."""
+
+
+def define(
+    schema: str,
+    *,
+    stem: str,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+) -> Operation:
+    """Register an operation with torch.
+
+    Args:
+        schema: as torch.library takes it, without the namespace: `name(Tensor x, ...) -> Tensor`.
+        stem: see `Operation`.
+        reference: takes the schema's arguments in order.
+        fake: gives outputs of the right shape and dtype, and raises on arguments that no backend takes.
+    """
+    name = schema.partition("(")[0]
+    operation = Operation(name, stem, reference)
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, operation.__call__, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fourbit::{name}", fake, lib=LIBRARY)
+    OPERATIONS[name] = operation
+    return operation
+
+
+def explain(device: str = "cpu") -> dict[str, dict[str, str]]:
+    """What every operation runs on for a device type, and why."""
+    importlib.import_module("fourbit.kernels.ops")
+    return {name: operation.explain(device) for name, operation in OPERATIONS.items()}
+
+
+@contextmanager
+def use(backend: str) -> Iterator[None]:
+    """Force a backend within a `with` block, as FOURBIT_BACKEND does for a process."""
+    global _forced
+    before, _forced = _forced, _checked(backend)
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def _checked(choice: str) -> str:
+    if choice not in _CHOICES:
+        raise InputError(f"There is no backend named {choice!r}; the choices are {', '.join(_CHOICES)}.")
+    return choice

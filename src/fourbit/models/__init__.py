@@ -1,0 +1,1 @@
+"""Language models in 4 bits: reading, quantizing and writing model folders, and the transformers plug-in."""

@@ -1,0 +1,150 @@
+"""How a weight is quantized: one plain dataclass, which imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from fourbit.errors import InputError
+from fourbit.formats import Codebook, check_block_size, codebook
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["BITSANDBYTES_FORMATS", "COMPUTE_DTYPES", "QuantConfig"]
+
+BITSANDBYTES_FORMATS = ("nf4", "fp4")
+"""The formats that bitsandbytes reads; a folder in another one is marked as ours alone."""
+
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """How a weight is quantized and computed with.
+
+    Attributes:
+        format: what a 4-bit code means: `nf4`, `fp4`, `int4`, `nf3` or `nf2`. bitsandbytes reads the first two.
+        block_size: elements per scale, a power of two from 32 to 4096.
+        double_quant: keep the scales themselves in 8 bits, which saves 0.37 bits per parameter at block size 64.
+        compute_dtype: what products run in, as a name or a torch dtype; None takes the dtype of the input.
+        skip: names of modules to leave as they are (a whole name, or a dotted part of one). None leaves what is usually
+            left: the output head; an empty tuple leaves nothing. Embeddings are never quantized.
+
+    Raises:
+        UnknownFormat, InvalidBlockSize, InputError (compute_dtype).
+    """
+
+    format: str = "nf4"
+    block_size: int = 64
+    double_quant: bool = True
+    compute_dtype: str | torch.dtype | None = None
+    skip: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        codebook(self.format)
+        check_block_size(self.block_size)
+        if self.compute_dtype is not None:
+            name = str(self.compute_dtype).removeprefix("torch.")
+            if name not in COMPUTE_DTYPES:
+                raise InputError(f"The compute dtype is {name!r}; it must be one of {', '.join(COMPUTE_DTYPES)}.")
+            object.__setattr__(self, "compute_dtype", name)
+        if self.skip is not None:
+            object.__setattr__(self, "skip", (self.skip,) if isinstance(self.skip, str) else tuple(self.skip))
+
+    @property
+    def codebook(self) -> Codebook:
+        """The levels of the format."""
+        return codebook(self.format)
+
+    @property
+    def torch_compute_dtype(self) -> torch.dtype | None:
+        """`compute_dtype` as torch names it."""
+        if self.compute_dtype is None:
+            return None
+        import torch
+
+        dtype: torch.dtype = getattr(torch, str(self.compute_dtype))
+        return dtype
+
+    @property
+    def quant_method(self) -> str:
+        """The name under which transformers finds our quantizer.
+
+        transformers takes any object with this attribute as a `quantization_config`, and has no entry point by which a
+        quantizer could announce itself. So ours is registered when transformers asks for the name.
+        """
+        importlib.import_module("fourbit.models.quantizer")  # by name: nothing in quant depends on models
+        return "fourbit"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `config.json` of a quantized folder says: bitsandbytes' own settings where it knows the format.
+
+        bitsandbytes keeps no block size there, as each tensor carries its own.
+        """
+        if self.format not in BITSANDBYTES_FORMATS:
+            return {"quant_method": "fourbit", **asdict(self)}
+        return {
+            "quant_method": "bitsandbytes",
+            "_load_in_4bit": True,
+            "_load_in_8bit": False,
+            "load_in_4bit": True,
+            "load_in_8bit": False,
+            "bnb_4bit_compute_dtype": self.compute_dtype or "float32",
+            "bnb_4bit_quant_storage": "uint8",
+            "bnb_4bit_quant_type": self.format,
+            "bnb_4bit_use_double_quant": self.double_quant,
+            "llm_int8_enable_fp32_cpu_offload": False,
+            "llm_int8_has_fp16_weight": False,
+            "llm_int8_skip_modules": None if self.skip is None else list(self.skip),
+            "llm_int8_threshold": 6.0,
+        }
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any], **kwargs: Any) -> QuantConfig:
+        """Read what `to_dict`, or bitsandbytes, wrote.
+
+        Args:
+            settings: the `quantization_config` of a config.json.
+            kwargs: transformers passes some, which do not concern us.
+
+        Raises:
+            InputError: they are of another method than 4 bits, or make no sense.
+        """
+        method = settings.get("quant_method")
+        if method == "fourbit":
+            return cls._checked({field.name: settings[field.name] for field in fields(cls) if field.name in settings})
+        if method == "bitsandbytes" and settings.get("load_in_4bit"):
+            return cls._checked(
+                {
+                    "format": settings.get("bnb_4bit_quant_type", "fp4"),
+                    "double_quant": settings.get("bnb_4bit_use_double_quant", False),
+                    "compute_dtype": settings.get("bnb_4bit_compute_dtype"),
+                    "skip": settings.get("llm_int8_skip_modules"),
+                }
+            )
+        raise InputError(
+            f"These weights are quantized by {_method(settings)}; those in 16 bits can be read, and those in 4 bits of"
+            " bitsandbytes and of fourbit."
+        )
+
+    @classmethod
+    def _checked(cls, given: Mapping[str, Any]) -> QuantConfig:
+        skip = given.get("skip")
+        sound = (
+            isinstance(given.get("format", ""), str)
+            and isinstance(given.get("block_size", 64), int)
+            and isinstance(given.get("double_quant", True), bool)
+            and isinstance(given.get("compute_dtype", ""), (str, type(None)))
+            and (skip is None or (isinstance(skip, (list, tuple)) and all(isinstance(name, str) for name in skip)))
+        )
+        if not sound:
+            raise InputError(f"The quantization_config of these weights makes no sense: {dict(given)}.")
+        return cls(**given)
+
+
+def _method(settings: Mapping[str, Any]) -> str:
+    method = settings.get("quant_method")
+    return f"{method} to 8 bits" if method == "bitsandbytes" else str(method)

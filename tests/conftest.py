@@ -1,0 +1,53 @@
+"""What the whole suite shares: real material outside the repository, and no network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("FOURBIT_SHARED", REPOSITORY.parent / "shared"))
+
+# Set before any Hugging Face library is imported, as they read it only once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _shared(path: str) -> Path:
+    found = SHARED / path
+    if not found.exists():
+        pytest.skip(f"{path} is not in {SHARED}; set FOURBIT_SHARED to the folder that holds it")
+    return found
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def stories_model() -> Path:
+    """A real pretrained LLaMA of 260,032 parameters, tied embeddings, in transformers' layout, fp32."""
+    return _shared("models/stories260K")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real texts and datasets; see the README in that folder."""
+    return _shared("data")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and (reason := _no_gpu()):
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _no_gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "needs a GPU, and torch sees none"

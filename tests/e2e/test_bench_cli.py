@@ -1,0 +1,76 @@
+"""`fourbit bench`: that it measures, what it prints, what it refuses. Numbers of --quick mean nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+
+
+@pytest.mark.slow
+def test_all_of_our_operations_run(fourbit_here: Run) -> None:
+    done = fourbit_here("bench", "--what", "ops", "--peers", "none", "--quick", "--json")
+    assert done.code == 0, done.err
+    assert done.err == ""
+    found = json.loads(done.out)
+    ours = [row for row in found["rows"] if row["contender"].startswith("fourbit")]
+    assert {row["case"] for row in found["rows"]} == {row["case"] for row in ours}
+    assert found["notes"] == []  # in particular, our contenders agree with each other
+    for row in found["rows"]:
+        assert 0 < row["minimum"] <= row["median"] <= row["maximum"]
+        assert row["samples"] == 1
+        assert row["peak_rss_bytes"] >= row["ready_rss_bytes"] > 0
+        assert row["torch"]
+        assert row["cpu"]
+        assert row["contender"].partition(",")[0] != "bitsandbytes"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["quantize,linear-1", "load", "step-checkpointing"])
+def test_the_peer_runs_and_agrees(what: str, fourbit_here: Run) -> None:
+    pytest.importorskip("bitsandbytes")
+    done = fourbit_here("bench", "--what", what, "--quick", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["notes"] == []
+    measured = {(row["case"], row["contender"].partition(",")[0]) for row in found["rows"]}
+    assert all((case, "bitsandbytes") in measured for case, _ in measured)
+    assert {bar["case"] for bar in found["bars"]} == {case for case, _ in measured}
+
+
+def test_a_table_for_people(fourbit_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = fourbit_here("bench", "--what", "quantize", "--peers", "none", "--quick")
+    assert done.code == 0, done.err
+    assert "quantize to NF4" in done.out
+    assert "limit: copy" in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+def test_a_dry_run_only_tells(fourbit_here: Run) -> None:
+    done = fourbit_here("bench", "--dry-run", "--json")
+    assert done.code == 0, done.err
+    cases = json.loads(done.out)["cases"]
+    assert "bitsandbytes, lean" in cases["step"]
+    alone = json.loads(fourbit_here("bench", "--dry-run", "--peers", "none", "--json").out)["cases"]
+    assert alone["load"] == ["fourbit", "fourbit, from_pretrained"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--what", "speed"], "'speed'"),
+        (["--peers", "unknown"], "'unknown'"),
+        (["--repeats", "0"], "at least 1"),
+        (["--quick", "--output", "rows.csv"], "no measurements"),
+        (["--output", "other.csv"], "other.csv is not a file of benchmark rows"),
+    ],
+)
+def test_bad_input(arguments: list[str], says: str, tmp_path: Path, fourbit_here: Run) -> None:
+    (tmp_path / "other.csv").write_text("a,b\n")
+    assert says in fourbit_here("bench", *arguments).complaint

@@ -1,0 +1,53 @@
+"""`fourbit doctor` on this machine, and on one without the native library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import fourbit
+
+Run = Callable[..., Any]
+
+
+def test_json(fourbit_command: Run) -> None:
+    done = fourbit_command("doctor", "--json")
+    assert done.code == 0, done.err
+    assert done.err == ""
+    found = json.loads(done.out)
+    assert found["problems"] == []
+    assert found["versions"]["fourbit"] == fourbit.__version__
+    assert found["versions"]["torch"].startswith("2.")
+    assert found["devices"][0]["type"] == "cpu"
+    assert found["devices"][0]["cores"] >= 1
+    assert found["devices"][0]["memory_bytes"] > 2**30
+    assert found["hooks"] == {"peft": "in place"}
+    assert set(found["backends"]) >= {"quantize_blocks", "dequantize_blocks"}
+    for operation in found["backends"].values():
+        assert operation["backend"] in ("native", "reference")
+        assert operation["why"]
+
+
+def test_table(fourbit_command: Run) -> None:
+    done = fourbit_command("doctor", COLUMNS="80")
+    assert done.code == 0, done.err
+    assert all(title in done.out for title in ("Versions", "Devices", "Operations", "Native library", "Extras"))
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+def test_it_says_why_the_reference_runs(fourbit_command: Run) -> None:
+    found = json.loads(fourbit_command("doctor", "--json", FOURBIT_BACKEND="reference").out)
+    assert {entry["backend"] for entry in found["backends"].values()} == {"reference"}
+    assert {entry["why"] for entry in found["backends"].values()} == {"asked for"}
+
+
+@pytest.mark.parametrize("name", ["FOURBIT_CPU", "FOURBIT_BACKEND"])
+def test_a_wrong_setting_is_named(name: str, fourbit_command: Run) -> None:
+    done = fourbit_command("doctor", **{name: "abacus"})
+    assert done.code == 2
+    assert "abacus" in done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""

@@ -1,0 +1,156 @@
+"""`fourbit eval perplexity` on a real model, and on everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+
+STORIES = [
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park.",
+    "One day, a small dog named Max found a big red ball. Max was very happy.",
+    "Tom and his mom went to the shop. They bought bread and milk, and then they went home.",
+]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "stories.jsonl"
+    path.write_text("".join(json.dumps({"text": story}) + "\n" for story in STORIES))
+    return path
+
+
+@pytest.fixture(scope="module")
+def adapter(stories_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter far from zero, written by peft alone."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_pretrained(stories_model)
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    folder = tmp_path_factory.mktemp("adapter")
+    get_peft_model(model, config).save_pretrained(folder)
+    return folder
+
+
+def score(done: Any) -> dict[str, Any]:
+    assert done.code == 0, done.err
+    assert done.err == ""
+    keys: dict[str, Any] = json.loads(done.out)
+    return keys
+
+
+def test_the_keys(stories_model: Path, text: Path, fourbit_command: Run) -> None:
+    found = score(fourbit_command("eval", "perplexity", stories_model, "--text", text, "--json"))
+    size = sum(len(story.encode()) for story in STORIES)
+    assert 1.5 < found["perplexity"] < 8
+    assert found["bytes"] == size
+    assert found["documents"] == 3
+    assert found["bits_per_byte"] == pytest.approx(found["tokens"] * math.log2(found["perplexity"]) / size)
+    assert (found["format"], found["block_size"], found["double_quant"]) == ("nf4", 64, True)
+    assert (found["sequence_length"], found["stride"], found["dtype"]) == (512, 512, "bfloat16")
+    assert found["peak_rss_bytes"] > 10**8
+    assert found["tokens_per_second"] == pytest.approx(found["tokens"] / found["seconds"])
+
+
+def test_formats_and_adapters_tell(stories_model: Path, text: Path, adapter: Path, fourbit_here: Run) -> None:
+    """Four bits cost something, and an adapter of noise costs more: each flag reaches the model."""
+    base = ("eval", "perplexity", stories_model, "--text", text, "--json", "--dtype", "float32")
+    plain = score(fourbit_here(*base, "--format", "none"))
+    nf4 = score(fourbit_here(*base, "--format", "nf4", "--block-size", "128", "--no-double-quant"))
+    noisy = score(fourbit_here(*base, "--format", "none", "--adapter", adapter))
+    noisy_nf4 = score(fourbit_here(*base, "--adapter", adapter))
+    assert (plain["format"], plain["block_size"], plain["adapter"]) == ("none", None, None)
+    assert (nf4["format"], nf4["block_size"], nf4["double_quant"]) == ("nf4", 128, False)
+    assert plain["perplexity"] < nf4["perplexity"] < noisy["perplexity"]
+    assert noisy_nf4["adapter"] == str(adapter)
+    assert noisy_nf4["perplexity"] != noisy["perplexity"]
+    assert noisy_nf4["perplexity"] > nf4["perplexity"]
+
+
+def test_windows_and_limits_tell(stories_model: Path, text: Path, fourbit_here: Run) -> None:
+    base = ("eval", "perplexity", stories_model, "--text", text, "--json", "--dtype", "float32")
+    short = score(fourbit_here(*base, "--sequence-length", "16", "--stride", "16"))
+    sliding = score(fourbit_here(*base, "--sequence-length", "16", "--stride", "4", "--batch-size", "8"))
+    limited = score(fourbit_here(*base, "--limit-tokens", "20"))
+    assert (sliding["sequence_length"], sliding["stride"], sliding["tokens"]) == (16, 4, short["tokens"])
+    assert sliding["perplexity"] < short["perplexity"]  # more context
+    assert (limited["tokens"], limited["documents"]) == (20, 1)
+    assert limited["bytes"] < len(STORIES[0])
+
+
+def test_a_table_for_people(
+    stories_model: Path, tmp_path: Path, fourbit_here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    path = tmp_path / "stories.txt"
+    path.write_text("\n<|endoftext|>\n".join(STORIES))
+    done = fourbit_here("eval", "perplexity", stories_model, "--text", path, "--separator", "<|endoftext|>")
+    assert done.code == 0, done.err
+    assert done.err == ""
+    assert all(word in done.out for word in ("perplexity", "bits per byte", "NF4", "double quantization"))
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+def test_a_folder_in_four_bits(stories_model: Path, text: Path, tmp_path: Path, fourbit_here: Run) -> None:
+    out = tmp_path / "int4"
+    made = fourbit_here("quantize", stories_model, out, "--format", "int4", "--no-double-quant")
+    assert made.code == 0, made.err
+    base = ("--text", text, "--json", "--dtype", "float32")
+    stored = score(fourbit_here("eval", "perplexity", out, *base))
+    straight = score(fourbit_here("eval", "perplexity", stories_model, *base, "--format", "int4", "--no-double-quant"))
+    assert (stored["format"], stored["double_quant"]) == ("int4", False)
+    assert stored["perplexity"] == pytest.approx(straight["perplexity"], rel=1e-6)
+    refused = fourbit_here("eval", "perplexity", out, *base, "--format", "none")
+    assert "quantized already" in refused.complaint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--text", "missing.txt"], "missing.txt does not exist"),
+        (["--text", "."], "is a folder"),
+        (["--text", "latin.txt"], "not UTF-8"),
+        (["--text", "empty.txt"], "no tokens to score"),
+        (["--text", "stories.jsonl", "--field", "body"], "line 1: the record has no field 'body'"),
+        (["--text", "stories.jsonl", "--sequence-length", "513"], "at most 512"),
+        (["--text", "stories.jsonl", "--sequence-length", "-1"], "at least 2"),
+        (["--text", "stories.jsonl", "--stride", "0"], "between 1 and"),
+        (["--text", "stories.jsonl", "--limit-tokens", "-7"], "at least 2"),
+        (["--text", "stories.jsonl", "--batch-size", "0"], "at least 1"),
+        (["--text", "stories.jsonl", "--format", "nf5"], "nf5"),
+        (["--text", "stories.jsonl", "--block-size", "48"], "48"),
+        (["--text", "stories.jsonl", "--format", "none", "--block-size", "64"], "--format none quantizes nothing"),
+        (["--text", "stories.jsonl", "--dtype", "float8"], "float8"),
+        (["--text", "stories.jsonl", "--adapter", "nowhere"], "nowhere"),
+        (["--text", "stories.jsonl", "--separator", "x"], "one document per record"),
+        ([], "--text"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str], says: str, stories_model: Path, text: Path, tmp_path: Path, fourbit_here: Run
+) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "empty.txt").write_text("")
+    assert says in fourbit_here("eval", "perplexity", stories_model, *arguments).complaint
+
+
+def test_a_model_without_a_tokenizer(stories_model: Path, text: Path, tmp_path: Path, fourbit_here: Run) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+        shutil.copy(stories_model / name, tmp_path / name)
+    assert "holds no tokenizer" in fourbit_here("eval", "perplexity", tmp_path, "--text", text).complaint
+    (tmp_path / "tokenizer.json").write_text("{")
+    assert "cannot be read" in fourbit_here("eval", "perplexity", tmp_path, "--text", text).complaint
+
+
+def test_no_model(text: Path, tmp_path: Path, fourbit_here: Run) -> None:
+    assert "nothing" in fourbit_here("eval", "perplexity", tmp_path / "nothing", "--text", text).complaint
