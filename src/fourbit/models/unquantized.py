@@ -50,4 +50,5 @@ def load_unquantized(
     with Reader(checkpoint) as reader:
         device_map = {"": torch.device("cuda")} if torch.cuda.is_available() else None
         model = build(model_class, model_config, reader.tensors(), folder=folder, dtype=dtype, device_map=device_map)
+    model.name_or_path = model.config.name_or_path = os.fspath(path)  # what an adapter names as its base
     return model if adapter is None else adapters.attach(model, locate(adapter, kind="adapter"))

@@ -27,6 +27,8 @@ def test_it_is_what_transformers_loads(dtype: torch.dtype, stories_model: Path) 
         assert torch.equal(one, other)
 
 
+# peft asks transformers for it when it attaches an adapter
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_with_an_adapter(stories_model: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
