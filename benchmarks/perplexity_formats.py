@@ -290,8 +290,7 @@ adapter=...)`; once over bf16 weights and once over the 4-bit ones.
 ## Again
 
 ```
-python benchmarks/perplexity_formats.py ../shared/models/stories260K \\
-    ../shared/data/tinystories/tinystories_sample.2MiB.txt
+python benchmarks/perplexity_formats.py stories260K tinystories_sample.2MiB.txt
 ```
 
 One row of it: `fourbit eval perplexity MODEL --text STORIES --separator '<|endoftext|>' --format nf4 --dtype float32`,

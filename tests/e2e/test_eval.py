@@ -1,109 +1,169 @@
-"""`fourbit eval perplexity` on a real model and held-out text."""
+"""`fourbit eval perplexity` on a real model, and on everything that can be wrong."""
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
-
-import fourbit
 
 Run = Callable[..., Any]
 
+STORIES = [
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park.",
+    "One day, a small dog named Max found a big red ball. Max was very happy.",
+    "Tom and his mom went to the shop. They bought bread and milk, and then they went home.",
+]
+
 
 @pytest.fixture
-def text(tmp_path: Path, shared_data: Path) -> Path:
-    """A few stories."""
-    stories = (shared_data / "tinystories/tinystories_sample.2MiB.txt").read_text(encoding="utf-8")
-    path = tmp_path / "stories.txt"
-    path.write_text(stories[:6000], encoding="utf-8")
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "stories.jsonl"
+    path.write_text("".join(json.dumps({"text": story}) + "\n" for story in STORIES))
     return path
 
 
-@pytest.fixture
-def adapter(tmp_path: Path, stories_model: Path) -> Path:
-    """A LoRA adapter that does something."""
-    model = get_peft_model(
-        fourbit.load(stories_model), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
-    )
-    model.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
+@pytest.fixture(scope="module")
+def adapter(stories_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter far from zero, written by peft alone."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_pretrained(stories_model)
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    folder = tmp_path_factory.mktemp("adapter")
+    get_peft_model(model, config).save_pretrained(folder)
+    return folder
 
 
-def scored(done: Any) -> dict[str, Any]:
-    """The result of a command that succeeded and said nothing else."""
+def score(done: Any) -> dict[str, Any]:
     assert done.code == 0, done.err
     assert done.err == ""
-    return dict(json.loads(done.out))
+    keys: dict[str, Any] = json.loads(done.out)
+    return keys
 
 
-def test_json(stories_model: Path, text: Path, fourbit_command: Run) -> None:
-    found = scored(fourbit_command("eval", "perplexity", stories_model, "--text", text, "--format", "none", "--json"))
-    assert {"perplexity", "tokens", "bits_per_byte"} <= set(found)
-    assert found["format"] == "none"
-    # A model of 260,032 parameters predicts a token out of 512 that much better than by chance.
-    assert 2 < found["perplexity"] < 16
-    assert 0.3 < found["bits_per_byte"] < 2
-    assert 1000 < found["tokens"] < 6000
+def test_the_keys(stories_model: Path, text: Path, fourbit_command: Run) -> None:
+    found = score(fourbit_command("eval", "perplexity", stories_model, "--text", text, "--json"))
+    size = sum(len(story.encode()) for story in STORIES)
+    assert 1.5 < found["perplexity"] < 8
+    assert found["bytes"] == size
+    assert found["documents"] == 3
+    assert found["bits_per_byte"] == pytest.approx(found["tokens"] * math.log2(found["perplexity"]) / size)
+    assert (found["format"], found["block_size"], found["double_quant"]) == ("nf4", 64, True)
+    assert (found["sequence_length"], found["stride"], found["dtype"]) == (512, 512, "bfloat16")
+    assert found["peak_rss_bytes"] > 10**8
+    assert found["tokens_per_second"] == pytest.approx(found["tokens"] / found["seconds"])
 
 
-def test_formats_adapters_and_folders(stories_model: Path, text: Path, adapter: Path, fourbit_here: Run) -> None:
-    def score(model: str | Path, *options: str | Path) -> float:
-        done = fourbit_here("eval", "perplexity", model, "--text", text, "--dtype", "float32", "--json", *options)
-        return float(scored(done)["perplexity"])
+def test_formats_and_adapters_tell(stories_model: Path, text: Path, adapter: Path, fourbit_here: Run) -> None:
+    """Four bits cost something, and an adapter of noise costs more: each flag reaches the model."""
+    base = ("eval", "perplexity", stories_model, "--text", text, "--json", "--dtype", "float32")
+    plain = score(fourbit_here(*base, "--format", "none"))
+    nf4 = score(fourbit_here(*base, "--format", "nf4", "--block-size", "128", "--no-double-quant"))
+    noisy = score(fourbit_here(*base, "--format", "none", "--adapter", adapter))
+    noisy_nf4 = score(fourbit_here(*base, "--adapter", adapter))
+    assert (plain["format"], plain["block_size"], plain["adapter"]) == ("none", None, None)
+    assert (nf4["format"], nf4["block_size"], nf4["double_quant"]) == ("nf4", 128, False)
+    assert plain["perplexity"] < nf4["perplexity"] < noisy["perplexity"]
+    assert noisy_nf4["adapter"] == str(adapter)
+    assert noisy_nf4["perplexity"] != noisy["perplexity"]
+    assert noisy_nf4["perplexity"] > nf4["perplexity"]
 
-    exact = score(stories_model, "--format", "none")
-    nf4 = score(stories_model)
-    assert exact < nf4 < score(stories_model, "--format", "nf2")
-    assert score(stories_model, "--adapter", adapter) != nf4
-    assert fourbit_here("quantize", stories_model, "out").code == 0
-    assert score("out") == nf4
+
+def test_windows_and_limits_tell(stories_model: Path, text: Path, fourbit_here: Run) -> None:
+    base = ("eval", "perplexity", stories_model, "--text", text, "--json", "--dtype", "float32")
+    short = score(fourbit_here(*base, "--sequence-length", "16", "--stride", "16"))
+    sliding = score(fourbit_here(*base, "--sequence-length", "16", "--stride", "4", "--batch-size", "8"))
+    limited = score(fourbit_here(*base, "--limit-tokens", "20"))
+    assert (sliding["sequence_length"], sliding["stride"], sliding["tokens"]) == (16, 4, short["tokens"])
+    assert sliding["perplexity"] < short["perplexity"]  # more context
+    assert (limited["tokens"], limited["documents"]) == (20, 1)
+    assert limited["bytes"] < len(STORIES[0])
 
 
-def test_the_table_fits_a_terminal(stories_model: Path, text: Path, fourbit_here: Run) -> None:
-    done = fourbit_here("eval", "perplexity", stories_model, "--text", text)
+def test_a_table_for_people(
+    stories_model: Path, tmp_path: Path, fourbit_here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    path = tmp_path / "stories.txt"
+    path.write_text("\n<|endoftext|>\n".join(STORIES))
+    done = fourbit_here("eval", "perplexity", stories_model, "--text", path, "--separator", "<|endoftext|>")
     assert done.code == 0, done.err
     assert done.err == ""
-    assert all(name in done.out for name in ("perplexity", "bits per byte", "tokens", "NF4"))
+    assert all(word in done.out for word in ("perplexity", "bits per byte", "NF4", "double quantization"))
     assert max(map(len, done.out.splitlines())) <= 80
 
 
+def test_a_folder_in_four_bits(stories_model: Path, text: Path, tmp_path: Path, fourbit_here: Run) -> None:
+    out = tmp_path / "int4"
+    made = fourbit_here("quantize", stories_model, out, "--format", "int4", "--no-double-quant")
+    assert made.code == 0, made.err
+    base = ("--text", text, "--json", "--dtype", "float32")
+    stored = score(fourbit_here("eval", "perplexity", out, *base))
+    straight = score(fourbit_here("eval", "perplexity", stories_model, *base, "--format", "int4", "--no-double-quant"))
+    assert (stored["format"], stored["double_quant"]) == ("int4", False)
+    assert stored["perplexity"] == pytest.approx(straight["perplexity"], rel=1e-6)
+    refused = fourbit_here("eval", "perplexity", out, *base, "--format", "none")
+    assert "quantized already" in refused.complaint
+
+
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("arguments", "says"),
     [
-        (["--text", "gone.txt"], "gone.txt"),
-        (["--text", "empty.txt"], "token"),
-        (["--text", "binary.txt"], "binary.txt"),
+        (["--text", "missing.txt"], "missing.txt does not exist"),
+        (["--text", "."], "is a folder"),
+        (["--text", "latin.txt"], "not UTF-8"),
+        (["--text", "empty.txt"], "no tokens to score"),
         (["--text", "broken.jsonl"], "broken.jsonl, line 2"),
-        (["--dtype", "float8"], "float8"),
-        (["--format", "nf5"], "nf5"),
-        (["--sequence-length", "100000"], "100000"),
-        (["--stride", "0"], "stride"),
-        (["--batch-size", "0"], "batch size"),
-        (["--limit-tokens", "0"], "limit"),
-        (["--adapter", "no/adapter"], "no/adapter"),
-        (["--format", "none", "--block-size", "64"], "none"),
+        (["--text", "stories.jsonl", "--field", "body"], "line 1: the record has no field 'body'"),
+        (["--text", "stories.jsonl", "--sequence-length", "513"], "at most 512"),
+        (["--text", "stories.jsonl", "--sequence-length", "-1"], "at least 2"),
+        (["--text", "stories.jsonl", "--stride", "0"], "between 1 and"),
+        (["--text", "stories.jsonl", "--limit-tokens", "-7"], "at least 2"),
+        (["--text", "stories.jsonl", "--batch-size", "0"], "at least 1"),
+        (["--text", "stories.jsonl", "--format", "nf5"], "nf5"),
+        (["--text", "stories.jsonl", "--block-size", "48"], "48"),
+        (["--text", "stories.jsonl", "--format", "none", "--block-size", "64"], "--format none quantizes nothing"),
+        (["--text", "stories.jsonl", "--dtype", "float8"], "float8"),
+        (["--text", "stories.jsonl", "--adapter", "nowhere"], "nowhere"),
+        (["--text", "stories.jsonl", "--separator", "x"], "one document per record"),
+        ([], "--text"),
     ],
 )
-def test_what_makes_no_sense(
-    options: list[str], named: str, stories_model: Path, text: Path, tmp_path: Path, fourbit_here: Run
+def test_bad_input(
+    arguments: list[str], says: str, stories_model: Path, text: Path, tmp_path: Path, fourbit_here: Run
 ) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\xd8")
     (tmp_path / "broken.jsonl").write_text('{"text": "Once"}\n{"text": \n')
-    given = options if "--text" in options else ["--text", str(text), *options]
-    assert named in fourbit_here("eval", "perplexity", stories_model, *given).complaint
+    assert says in fourbit_here("eval", "perplexity", stories_model, *arguments).complaint
 
 
 def test_an_adapter_of_another_model(stories_model: Path, text: Path, tmp_path: Path, fourbit_here: Run) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     config = AutoConfig.from_pretrained(stories_model, hidden_size=128, intermediate_size=344)
     other = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(r=4, target_modules="all-linear"))
-    other.save_pretrained(tmp_path / "adapter")
-    assert (
-        "adapter" in fourbit_here("eval", "perplexity", stories_model, "--text", text, "--adapter", "adapter").complaint
-    )
+    other.save_pretrained(tmp_path / "other")
+    refused = fourbit_here("eval", "perplexity", stories_model, "--text", text, "--adapter", "other")
+    assert "adapter" in refused.complaint
+
+
+def test_a_model_without_a_tokenizer(stories_model: Path, text: Path, tmp_path: Path, fourbit_here: Run) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+        shutil.copy(stories_model / name, tmp_path / name)
+    assert "holds no tokenizer" in fourbit_here("eval", "perplexity", tmp_path, "--text", text).complaint
+    (tmp_path / "tokenizer.json").write_text("{")
+    assert "cannot be read" in fourbit_here("eval", "perplexity", tmp_path, "--text", text).complaint
+
+
+def test_no_model(text: Path, tmp_path: Path, fourbit_here: Run) -> None:
+    assert "nothing" in fourbit_here("eval", "perplexity", tmp_path / "nothing", "--text", text).complaint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,8 @@ def test_make_targets_of_the_documents_exist() -> None:
     for page in PAGES:
         asked = set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE))
         assert asked <= targets, page.name
+
+
+@pytest.mark.parametrize("script", ["write_docs.py", "perplexity_formats.py"])
+def test_measured_pages_are_what_the_numbers_say(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert runpy.run_path(str(ROOT / "benchmarks" / script))["main"](["--check"]) == 0, capsys.readouterr().out

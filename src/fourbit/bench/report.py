@@ -108,7 +108,8 @@ told to keep freed memory (`MALLOC_MMAP_MAX_=0` and a high trim threshold): with
 returns is bound by page faults, where we reuse our own buffers. "Peak MB" is the largest resident size of the
 whole process, libraries included, in 10⁶ bytes.
 
-Run it again with `make bench`, or a part of it with `fourbit bench --what ops`.
+Why a bar is missed stands in [the log](log.md). Run it again with `make bench`, or a part of it with
+`fourbit bench --what ops`.
 """
 
 
