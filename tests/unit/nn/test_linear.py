@@ -417,6 +417,7 @@ def test_data_parallel() -> None:
                 assert ours.grad is not None
                 assert theirs.grad is not None
                 assert torch.equal(ours.grad, theirs.grad)
+        del parallel  # it must not outlive the group: gloo then waits for its threads for ever, once in a while
     finally:
         distributed.destroy_process_group()
 
