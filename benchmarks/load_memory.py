@@ -1,7 +1,7 @@
 """What loading holds beyond the model: `fourbit.load` of a random 1.1 B-parameter LLaMA.
 
-From bf16 to NF4 with double quantization. Resident and anonymous memory, sampled every millisecond in a process that has
-loaded a tiny model before, so that libraries do not count. Needs 2.2 GB of disk, a minute, and Linux' /proc.
+From bf16 to NF4 with double quantization. Resident and anonymous memory, sampled every millisecond in a process that
+has loaded a tiny model before, so that libraries do not count. Needs 2.2 GB of disk, a minute, and Linux' /proc.
 
     python benchmarks/load_memory.py
 """
