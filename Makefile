@@ -15,10 +15,13 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help test test-slow check lint type format gen bench docs wheel test-oldest clean
+.PHONY: help demo test test-slow check lint type format gen bench docs wheel test-oldest clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) $(NATIVE)  ## finetune a small 4-bit model from start to end, offline, in a few minutes
+	$(BIN)/fourbit demo --output build/demo
 
 check: lint type test  ## everything that CI runs: lint, type, test
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ SHARED = Path(os.environ.get("FOURBIT_SHARED", REPOSITORY.parent / "shared"))
 # Set before any Hugging Face library is imported, as they read it only once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+# A shell starts its background jobs with Ctrl-C ignored, and a process that ignores it hands that on to its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _shared(path: str) -> Path:

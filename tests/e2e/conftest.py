@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -73,3 +73,18 @@ def fourbit_here(
 
     with warnings.catch_warnings():
         yield run
+
+
+@pytest.fixture(scope="session")
+def adapter(stories_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter far from zero, written by peft alone."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_pretrained(stories_model)
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    folder = tmp_path_factory.mktemp("adapter")
+    get_peft_model(model, config).save_pretrained(str(folder))
+    return folder

@@ -58,8 +58,7 @@ def test_help_takes_a_fraction_of_a_second(fourbit_command: Run) -> None:
 
 def test_ctrl_c_is_exit_code_130() -> None:
     code = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what a shell starts with & inherits none
+        "import sys, time\n"
         "from fourbit.cli import app, main\n"
         "@app.app.command()\n"
         "def wait():\n"

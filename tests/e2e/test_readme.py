@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-INSTALLS = {"pip install ."}
+INSTALLS = {"pip install '.[train]'"}
 """Not run here, as the suite runs inside the result; `make wheel` is the same build."""
 
 
@@ -28,6 +29,9 @@ def folder(tmp_path: Path, stories_model: Path, shared_data: Path) -> Path:
     (tmp_path / "path/to/model").symlink_to(stories_model)
     stories = (shared_data / "tinystories/tinystories_sample.2MiB.txt").read_text(encoding="utf-8")
     (tmp_path / "held-out.txt").write_text(stories[:4000], encoding="utf-8")
+    rows = [{"prompt": f"Who is number {n}?", "completion": f"Number {n} is Lily."} for n in range(8)]
+    (tmp_path / "conversations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "Who is number 9?"}\n')
     return tmp_path
 
 
@@ -57,7 +61,7 @@ def test_the_readme_in_its_order(folder: Path) -> None:
                 run(["make", "--dry-run", "--directory", str(ROOT), *line.split()[1:]], folder)
             elif line not in INSTALLS:
                 run(["bash", "-c", line], folder)
-    assert {"model-nf4", "adapter"} <= {path.name for path in folder.iterdir()}
+    assert {"model-nf4", "adapter", "my-adapter", "answers.jsonl"} <= {path.name for path in folder.iterdir()}
 
 
 def test_the_tour_counts_right(tmp_path: Path) -> None:
@@ -68,5 +72,6 @@ def test_the_tour_counts_right(tmp_path: Path) -> None:
 
 def test_ci_runs_the_command_of_the_readme() -> None:
     commands = [line for language, text in blocks() if language == "sh" for line in text.splitlines()]
-    (test_command,) = [line for line in commands if line.startswith("make ")]
+    demo, test_command = [line for line in commands if line.startswith("make ")]
+    assert demo == "make demo"
     assert re.search(rf"^{test_command} ", (ROOT / ".ci/run").read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import fourbit
-from fourbit.cli import bench, doctor, errors, output, quantize
+from fourbit.cli import bench, chat, demo, doctor, errors, generate, output, quantize, train
 from fourbit.cli import eval as scores
 
 __all__ = ["app", "run"]
@@ -24,7 +24,11 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich's panels leave a help text 25 columns of an 80-column terminal
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(demo.demo)
 app.command()(quantize.quantize)
+app.command()(train.train)
+app.command()(chat.chat)
+app.command()(generate.generate)
 app.add_typer(scores.app, name="eval")
 app.command()(bench.bench)
 app.command()(doctor.doctor)

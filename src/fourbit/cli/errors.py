@@ -10,7 +10,7 @@ import traceback
 
 from fourbit.errors import InputError
 
-__all__ = ["INTERRUPTED", "OUR_FAULT", "USER_FAULT", "debugging", "explain"]
+__all__ = ["INTERRUPTED", "OUR_FAULT", "USER_FAULT", "Interrupted", "debugging", "explain"]
 
 OUR_FAULT, USER_FAULT, INTERRUPTED = 1, 2, 130
 
@@ -29,6 +29,10 @@ _SYSTEM_PROBLEMS = {
 """Problems of the machine that the user can mend; any other OSError is ours."""
 
 
+class Interrupted(Exception):
+    """A verb ended early because it was asked to; the message says how to go on."""
+
+
 def debugging() -> bool:
     """Whether FOURBIT_DEBUG asks for tracebacks and for the libraries' own messages."""
     return os.environ.get("FOURBIT_DEBUG", "") not in ("", "0")
@@ -40,6 +44,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "Interrupted."
+    if isinstance(error, Interrupted):
+        return INTERRUPTED, str(error)
     if hasattr(error, "format_message"):  # typer's own usage errors
         return USER_FAULT, _usage(error)
     if isinstance(error, InputError):

@@ -1,0 +1,123 @@
+"""`fourbit train CONFIG.yaml [key=value...]`: finetune a model."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fourbit.cli import output
+from fourbit.cli.errors import Interrupted
+from fourbit.errors import InputError
+
+if TYPE_CHECKING:
+    from fourbit.train import TrainConfig, TrainResult
+
+__all__ = ["train"]
+
+
+def train(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="CONFIG.yaml|KEY=VALUE",
+            help="A YAML file, and keys that win over it: learning_rate=1e-4 max_steps=200 packing=true …",
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A model folder, or a name on the Hugging Face hub.")] = None,
+    data: Annotated[str | None, typer.Option(help="A file, a folder of files, or a name on the hub.")] = None,
+    out: Annotated[str | None, typer.Option("--output", help="The folder to write.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the output.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what an earlier run left in the output.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing; only read the data and say what would be done.")
+    ] = False,
+    as_json: output.AsJson = False,
+) -> None:
+    """Train an adapter on a model whose weights are in 4 bits.
+
+    Writes a PEFT adapter with its tokenizer, metrics.json, report.html and checkpoints. The data may be conversations,
+    prompts with completions, Alpaca or Self-Instruct records, preference pairs or plain text: it is recognised by its
+    fields. The keys are those of transformers and trl, and a few of fourbit's own: model, data, eval_data, output,
+    adapter, format, block_size, double_quant, dtype, adapter_dtype, lora_r, lora_alpha, lora_dropout, target_modules,
+    loss_on, chat_template, max_length, eval_size, limit, samples. The defaults are Guanaco's.
+
+    Ctrl-C finishes the step, saves a checkpoint and ends; --resume takes it up.
+    """
+    with output.result(as_json) as show:
+        config = _read(arguments or [], {"model": model, "data": data, "output": out}, resume=resume)
+        from fourbit.cli.live import Watcher
+
+        if dry_run:
+            from fourbit.train.outline import outline_run
+
+            with Watcher() as watcher:
+                keys = outline_run(config, resume=resume, overwrite=overwrite, on_event=watcher)
+            show(keys, lambda: output.facts(f"{config.output} would be", _outline_facts(keys)))
+            return
+        from fourbit.train import train as run
+
+        with Watcher() as watcher:
+            result = run(config, resume=resume, overwrite=overwrite, on_event=watcher)
+        if not result.finished:
+            again = f"fourbit train --output {shlex.quote(config.output)} --resume"
+            raise Interrupted(f"Stopped after step {result.steps}; `{again}` goes on from there.")
+        show(result.metrics, lambda: output.facts(str(result.output), _facts(result)))
+
+
+def _read(arguments: list[str], flags: dict[str, str | None], *, resume: bool) -> TrainConfig:
+    """The config of a YAML file, of `key=value` arguments and of flags, the later ones winning.
+
+    Where only the output of an earlier run is named, it is what that run was told.
+    """
+    from fourbit.train.config import TrainConfig
+    from fourbit.train.folder import CONFIG_FILE
+    from fourbit.train.values import parse_pairs
+
+    files = [argument for argument in arguments if "=" not in argument]
+    if len(files) > 1:
+        raise InputError(f"There are two configs, {files[0]} and {files[1]}; give one, and single keys as key=value.")
+    given = parse_pairs([argument for argument in arguments if "=" in argument])
+    for name, value in flags.items():
+        if value is not None and given.setdefault(name, value) != value:
+            raise InputError(f"`{name}` is given twice, as --{name} {value} and {name}={given[name]}; keep one.")
+    if files:
+        return TrainConfig.load(files[0], given)
+    earlier = Path(str(given.get("output") or "")).expanduser() / CONFIG_FILE
+    if resume and given.get("output") and earlier.is_file():
+        return TrainConfig.load(earlier, given)
+    return TrainConfig.from_mapping(given, source="The command")
+
+
+def _facts(result: TrainResult) -> dict[str, str]:
+    from fourbit.train.report import model_arguments
+
+    keys = result.metrics
+    before = keys["eval_loss_before"]
+    rows = {"steps": f"{result.steps:,}, {result.tokens:,} tokens, {keys['epochs']:.2f} epochs"}
+    if result.train_loss is not None:
+        rows["training loss"] = f"{result.train_loss:.4f}"
+    if result.eval_loss is not None:
+        rows["evaluation loss"] = f"{'' if before is None else f'{before:.4f} → '}{result.eval_loss:.4f}"
+    if result.tokens_per_second is not None:
+        rows["speed"] = f"{result.tokens_per_second:,.0f} tokens/s"
+    rows["peak memory"] = output.size(result.peak_bytes)
+    rows["report"] = str(result.output / keys["report"])
+    rows["talk to it"] = f"fourbit chat {model_arguments(keys['config'])}"
+    return rows
+
+
+def _outline_facts(keys: dict[str, Any]) -> dict[str, str]:
+    held_out = f", {keys['eval_examples']:,} held out" if keys["eval_examples"] else ""
+    dropped = f", {keys['dropped_records']:,} records dropped" if keys["dropped_records"] else ""
+    return {
+        "examples": f"{keys['examples']:,}{held_out}{dropped}",
+        "tokens": f"{keys['tokens']:,} in one pass, {keys['labelled_tokens']:,} of them with loss",
+        "longest": f"{keys['longest']:,} tokens; {keys['max_length']:,} are allowed",
+        "steps": f"{keys['steps']:,}",
+        "parameters": f"{keys['trainable_parameters']:,} trained, of a model with {keys['parameters']:,}",
+    }

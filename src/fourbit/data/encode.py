@@ -1,0 +1,245 @@
+"""A conversation as token ids, and which of them carry loss: what the model itself has to say, and nothing else.
+
+That is everything from where a generation would begin up to the end of the turn, in every answer. Where that lies is
+read off the rendered text, for any template: the conversation is rendered once as it is and once with each answer
+replaced by a mark, and what stands around the marks is looked up in the first. The text is tokenized as a whole, as it
+will be for generation, and a token carries loss where it overlaps an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias
+
+from fourbit.data.recognise import Example
+from fourbit.data.templates import Refused, closing, inner_closing, lead, render_turns
+from fourbit.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["IGNORED", "LOSS_ON", "Encoded", "Encoder", "Refused"]
+
+IGNORED = -100
+"""The label of a token without loss, as torch has it."""
+
+LOSS_ON = ("answers", "all")
+
+Turns: TypeAlias = Sequence[Mapping[str, str]]
+Span: TypeAlias = tuple[int, int]
+
+_THOUGHT = "</think>"
+"""Ends a thought inside an answer. Templates keep it, write it anew, or leave it out of all answers but the last."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An example as the model sees it.
+
+    Attributes:
+        input_ids: T token ids.
+        labels: T; the id itself where the token carries loss, else IGNORED. The model shifts them.
+        truncated: whether its end was cut off.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool
+
+    @property
+    def learned(self) -> int:
+        """How many tokens carry loss."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+class Encoder:
+    """Turns examples into token ids and labels.
+
+    Args:
+        tokenizer: has a chat template; see `ensure_chat_template`.
+        max_length: tokens of an example at most; its end is cut off.
+        loss_on: "answers", or "all": the user's turns and the headers, too.
+
+    Raises:
+        InputError: `loss_on` is unknown, or the chat template cannot render one question.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, loss_on: str = "answers") -> None:
+        if loss_on not in LOSS_ON:
+            raise InputError(f"`loss_on` is {loss_on!r}; it must be one of {', '.join(LOSS_ON)}.")
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.loss_on = loss_on
+        self._lead, self._closing, self._inner_closing = "", "", ""
+        if tokenizer.chat_template:
+            self._lead = lead(tokenizer)
+            self._closing, self._inner_closing = closing(tokenizer), inner_closing(tokenizer)
+
+    def encode(self, example: Example) -> Encoded:
+        """Encode a conversation, or a plain text, of which every token carries loss.
+
+        Raises:
+            Refused: the template cannot render the conversation.
+        """
+        if example.messages is None:
+            ids = list(self.tokenizer(example.text, verbose=False)["input_ids"])
+            return self._cut(self._ended(ids), None)
+        text, spans = self.answers(example.messages)
+        if not self._closing:  # EOS follows right behind the answer, or the model would never come to it
+            text = text[: spans[-1][1]]
+        ids, carries = self._tokenized(text, spans)
+        ended = ids if self._closing else self._ended(ids)
+        return self._cut(ended, None if self.loss_on == "all" else carries + [True] * (len(ended) - len(ids)))
+
+    def answers(self, messages: Turns) -> tuple[str, list[Span]]:
+        """The rendered conversation, and where in it the answers lie: first character, and one past the last.
+
+        Raises:
+            Refused: see `encode`.
+        """
+        text, messages = render_turns(self.tokenizer, messages)
+        skeleton, _ = render_turns(self.tokenizer, _marked(messages))
+        found = _find(text, skeleton, messages) or self._by_prefixes(text, messages)
+        said = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        spans = []
+        for index, (start, end) in zip(said, found, strict=True):
+            if _THOUGHT in messages[index]["content"]:
+                asked = self._asked(messages[:index])
+                start = len(asked) if len(asked) < start and text.startswith(asked) else start
+            elif self._lead and text[:start].endswith(self._lead):
+                start -= len(self._lead)
+            spans.append((start, self._closed(text, end)))
+        return text, spans
+
+    def _closed(self, text: str, end: int) -> int:
+        """Behind what ends the turn of an answer that ends there."""
+        for closes in (self._closing, self._inner_closing):
+            if text.startswith(closes, end):
+                return end + len(closes)
+        return end
+
+    def _by_prefixes(self, text: str, messages: Turns) -> list[Span]:
+        """Where the template changes what stands around an answer: from behind what it is asked with, to its words."""
+        spans: list[Span] = []
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            asked = self._asked(messages[:index])
+            words = message["content"].rpartition(_THOUGHT)[2].strip()
+            at = -1
+            if text.startswith(asked):
+                # Words that the turn's end follows, if there are such: a thought may hold them, too.
+                closed = (text.find(words + end, len(asked)) for end in (self._closing, self._inner_closing) if end)
+                at = min((place for place in closed if place >= 0), default=text.find(words, len(asked)))
+            if at < 0:
+                raise Refused("the chat template changes the text of an answer")
+            spans.append((len(asked), at + len(words)))
+        return spans
+
+    def _asked(self, messages: Turns) -> str:
+        """What a model is given, to answer."""
+        return render_turns(self.tokenizer, messages, add_generation_prompt=True)[0]
+
+    def _tokenized(self, text: str, spans: list[Span]) -> tuple[list[int], list[bool]]:
+        """Token ids, and which of them carry loss."""
+        if not self.tokenizer.is_fast:
+            return self._tokenized_in_pieces(text, spans)
+        ids, carries, straddles = self._overlapping(text, spans, [(0, len(text))])
+        if straddles:
+            # A header's line feed joined to the answer's first one, say. No generation begins in the middle of a token,
+            # so the answer begins with a token of its own, if the vocabulary can begin a text without adding a space.
+            cuts = [0, *(start for start, _ in spans), len(text)]
+            apart, carries_apart, _ = self._overlapping(text, spans, list(pairwise(cuts)))
+            if self._text(apart) == self._text(ids):
+                return apart, carries_apart
+        return ids, carries
+
+    def _overlapping(self, text: str, spans: list[Span], pieces: list[Span]) -> tuple[list[int], list[bool], bool]:
+        """Token ids of each piece, which of them overlap an answer, and whether one overlaps what is before it, too."""
+        ids: list[int] = []
+        carries: list[bool] = []
+        straddles = False
+        remaining = list(reversed(spans))
+        for first, last in pieces:
+            found = self.tokenizer(
+                text[first:last], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )
+            ids += found["input_ids"]
+            for begin, end in found["offset_mapping"]:
+                begin, end = first + begin, first + max(end, begin + 1)
+                while remaining and remaining[-1][1] <= begin:
+                    remaining.pop()
+                overlaps = bool(remaining) and remaining[-1][0] < end
+                carries.append(overlaps)
+                straddles = straddles or (overlaps and begin < remaining[-1][0])
+        return ids, carries, straddles
+
+    def _tokenized_in_pieces(self, text: str, spans: list[Span]) -> tuple[list[int], list[bool]]:
+        """For tokenizers in Python, which do not say where a token came from."""
+        ids: list[int] = []
+        carries: list[bool] = []
+        edges = [0, *(edge for span in spans for edge in span), len(text)]
+        for number, (begin, end) in enumerate(pairwise(edges)):
+            piece = self.tokenizer(text[begin:end], add_special_tokens=False, verbose=False)["input_ids"]
+            ids += piece
+            carries += [number % 2 == 1] * len(piece)
+        return ids, carries
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        end = self.tokenizer.eos_token_id
+        return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
+
+    def _cut(self, ids: list[int], carries: list[bool] | None) -> Encoded:
+        labels = (
+            ids if carries is None else [token if told else IGNORED for token, told in zip(ids, carries, strict=True)]
+        )
+        return Encoded(ids[: self.max_length], labels[: self.max_length], truncated=len(ids) > self.max_length)
+
+
+def _find(text: str, skeleton: str, messages: Turns) -> list[Span] | None:
+    """Where the answers lie in a text of which the skeleton has marks in their place; None if that cannot be told."""
+    answers = [message["content"].rpartition(_THOUGHT)[2] for message in messages if message["role"] == "assistant"]
+    pieces, rest = [], skeleton
+    for number in range(len(answers)):
+        before, mark, rest = rest.partition(_mark(number))
+        if not mark:
+            return None
+        pieces.append(before)
+    pieces.append(rest)
+    if not text.startswith(pieces[0]):
+        return None
+    spans, position = [], len(pieces[0])
+    for number, (answer, behind) in enumerate(zip(answers, pieces[1:], strict=True)):
+        is_last = number + 1 == len(answers)
+        for said in dict.fromkeys((answer, answer.strip(), answer.lstrip(), answer.rstrip())):
+            end = position + len(said)
+            follows = text[end:] == behind if is_last else text.startswith(behind, end)
+            if follows and text.startswith(said, position):
+                break
+        else:
+            return None
+        spans.append((position, end))
+        position = end + len(behind)
+    return spans
+
+
+def _mark(number: int) -> str:
+    return f"\ue000{number}\ue001"
+
+
+def _marked(messages: Turns) -> list[Mapping[str, str]]:
+    """The conversation with a mark for each answer, behind its thought if it has one."""
+    marked: list[Mapping[str, str]] = []
+    number = 0
+    for message in messages:
+        if message["role"] == "assistant":
+            thought, ends, _ = message["content"].rpartition(_THOUGHT)
+            message = {**message, "content": thought + ends + _mark(number)}
+            number += 1
+        marked.append(message)
+    return marked

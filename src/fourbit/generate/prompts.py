@@ -1,0 +1,132 @@
+"""The records of a file of prompts: what is asked, and under which id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fourbit.data.records import Record, read_records
+from fourbit.errors import InputError
+from fourbit.generate.conversation import Message
+
+__all__ = ["MODES", "Asked", "read_prompts", "read_transcript"]
+
+MODES = ("auto", "chat", "text")
+_FIELDS = ("messages", "prompt", "text")
+_QUESTION_IDS = ("question_id", "message_id")
+_IDS = ("id", *_QUESTION_IDS)
+_TURN = re.compile(r"###\s*(Human|Assistant):")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One record.
+
+    Attributes:
+        id: its `id`, `question_id` or `message_id`, or else its number in the file, from 1.
+        given: the prompt as it stands in the record: a text, or the messages of a conversation.
+        asked: what the model is to be asked: a text to continue, or messages to answer.
+        where: the file and line, for complaints.
+    """
+
+    id: str | int
+    given: str | Sequence[Message]
+    asked: str | Sequence[Message]
+    where: str
+
+
+def read_prompts(path: Path, *, mode: str = "auto", system: str | None = None) -> list[Asked]:
+    """Read a file of prompts: JSON lines, a JSON list, CSV or parquet.
+
+    A record's `messages` are a conversation. Its `prompt` is what a user says, or a list of messages. Its `text` is a
+    text to continue; beside a `question_id` or `message_id`, as in the Vicuna and OpenAssistant questions, it is what a
+    user says. A transcript that ends in `### Assistant:` is taken apart into its turns.
+
+    Args:
+        mode: "auto", as above; "chat": a `text` is what a user says, always; "text": a `prompt` too is a text to
+            continue.
+        system: what the system says at the beginning of each conversation that does not begin so.
+
+    Raises:
+        InputError: the file or a record in it is broken, or an id is there twice; names the line.
+    """
+    if mode not in MODES:
+        raise InputError(f"The mode is {mode!r}; it must be one of {', '.join(MODES)}.")
+    found: dict[str, Asked] = {}
+    if not path.is_file():
+        problem = "is a folder, not a file of prompts" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {problem}.")
+    records = read_records(path)
+    for number, (where, record) in enumerate(zip(records.places, records.rows, strict=True), start=1):
+        asked = _asked(record, number, where, mode, system)
+        if (other := found.setdefault(str(asked.id), asked)) is not asked:
+            raise InputError(f"{where}: the id {asked.id!r} is that of {other.where} already; ids must differ.")
+    return list(found.values())
+
+
+def read_transcript(text: str) -> list[dict[str, str]] | None:
+    """The turns of a transcript in Guanaco's form that waits for its assistant; None where a text is no such thing.
+
+    What stands before the first turn is what the system says.
+    """
+    parts = _TURN.split(text)
+    speakers, contents = parts[1::2], [part.strip() for part in parts[2::2]]
+    if "Human" not in speakers or speakers[-1] != "Assistant" or contents[-1]:
+        return None
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [{"role": roles[name], "content": said} for name, said in zip(speakers, contents, strict=True)][:-1]
+    return [{"role": "system", "content": parts[0].strip()}, *turns] if parts[0].strip() else turns
+
+
+def _asked(record: Record, number: int, where: str, mode: str, system: str | None) -> Asked:
+    field = next((name for name in _FIELDS if record.get(name) is not None), None)
+    if field is None:
+        fields = ", ".join(map(repr, record)) or "nothing"
+        raise InputError(f"{where}: the record holds no prompt, text or messages; it has {fields}.")
+    given = record[field]
+    if isinstance(given, str) and field != "messages":
+        asked = _text(given, where, field)
+        question = any(record.get(name) is not None for name in _QUESTION_IDS)
+        continued = mode == "text" or (mode == "auto" and field == "text" and not question)
+        turns = asked if continued else (read_transcript(asked) or [{"role": "user", "content": asked}])
+    elif isinstance(given, list) and field != "text":
+        if mode == "text":
+            raise InputError(f"{where}: it holds a conversation, which is no text to continue; leave the mode out.")
+        turns = _messages(given, where, field)
+    else:
+        kind = {"messages": "a list of messages", "text": "text"}.get(field, "text or a list of messages")
+        raise InputError(f"{where}: the field {field!r} must be {kind}.")
+    if system is not None and not isinstance(turns, str) and turns[0]["role"] != "system":
+        turns = [{"role": "system", "content": system}, *turns]
+    return Asked(_id(record, number, where), given, turns, where)
+
+
+def _text(value: Any, where: str, field: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{where}: the field {field!r} must be text.")
+    if not value.strip():
+        raise InputError(f"{where}: the field {field!r} is empty.")
+    return value
+
+
+def _messages(messages: list[Any], where: str, field: str) -> list[dict[str, str]]:
+    if not messages:
+        raise InputError(f"{where}: the field {field!r} is an empty conversation.")
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            raise InputError(f"{where}: message {number} must have a role and a content.")
+    return [{key: _text(message[key], where, key) for key in ("role", "content")} for message in messages]
+
+
+def _id(record: Mapping[str, Any], number: int, where: str) -> str | int:
+    for name in _IDS:
+        value = record.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise InputError(f"{where}: the {name} must be text or a whole number.")
+        return value
+    return number

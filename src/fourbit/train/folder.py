@@ -1,0 +1,182 @@
+"""The folder of a run: whose it is, how far the run came, and what is in it.
+
+fourbit.json            that this is a run of ours, and whether it finished
+config.yaml             what it was told
+checkpoint-N/           see `checkpoints`
+adapter_model.safetensors, adapter_config.json, tokenizer files: once it finished
+metrics.json, history.jsonl, report.html: likewise
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from fourbit import __version__
+from fourbit.errors import InputError, OutputExists
+from fourbit.train import checkpoints
+from fourbit.train.config import TrainConfig
+
+__all__ = [
+    "CONFIG_FILE",
+    "HISTORY_FILE",
+    "METRICS_FILE",
+    "REPORT_FILE",
+    "SAMPLES_FILE",
+    "RunFolder",
+    "read_marker",
+]
+
+MARKER_FILE = "fourbit.json"
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.json"
+HISTORY_FILE = "history.jsonl"
+REPORT_FILE = "report.html"
+SAMPLES_FILE = "samples.json"
+_KIND = "training run"
+
+MAY_CHANGE = frozenset(
+    {
+        "eval_on_start",
+        "eval_steps",
+        "gradient_checkpointing",
+        "logging_steps",
+        "max_steps",
+        "num_train_epochs",
+        "output",
+        "per_device_eval_batch_size",
+        "report_to",
+        "sample_tokens",
+        "samples",
+        "save_steps",
+        "save_total_limit",
+    }
+)
+"""Keys that may differ when a run is taken up: the folder may have moved, the run be longer, more be shown or kept."""
+
+_OWN_NAMES = (
+    MARKER_FILE,
+    CONFIG_FILE,
+    METRICS_FILE,
+    HISTORY_FILE,
+    REPORT_FILE,
+    SAMPLES_FILE,
+    "checkpoint-*",
+    ".*.unfinished",
+    "runs",  # tensorboard's
+)
+
+
+@dataclass
+class RunFolder:
+    """The output of a run, checked but not touched before `begin`.
+
+    Attributes:
+        path: where.
+        checkpoint: the one to go on from.
+        finished: whether the run that is asked for lies there already.
+        sentence: what there is to say about it.
+    """
+
+    path: Path
+    checkpoint: Path | None = None
+    finished: bool = False
+    sentence: str | None = None
+
+    @classmethod
+    def look(cls, config: TrainConfig, *, resume: bool, overwrite: bool) -> RunFolder:
+        """Decide what to do with the output that a config names.
+
+        Raises:
+            OutputExists: it holds what we did not write, or a run that may not be replaced.
+            InputError: the run there was told something else.
+        """
+        path = Path(config.output).expanduser()
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise OutputExists(f"{path} exists and is no folder; choose another output.")
+        if not path.exists() or not any(path.iterdir()):
+            sentence = f"There is no run in {path} to resume, so it starts anew." if resume else None
+            return cls(path, sentence=sentence)
+        marker = read_marker(path)
+        if marker is None:
+            raise OutputExists(f"{path} holds files that no training run of fourbit wrote; choose another output.")
+        if overwrite:
+            _check_only_ours(path, marker)
+            return cls(path)
+        if not resume:
+            raise OutputExists(
+                f"{path} holds a training run already; --resume goes on with it, --overwrite starts anew, or choose"
+                " another output."
+            )
+        return cls._take_up(path, config, marker)
+
+    @classmethod
+    def _take_up(cls, path: Path, config: TrainConfig, marker: dict[str, Any]) -> RunFolder:
+        before, now = marker["config"], config.to_full_dict()
+        changed = [key for key in now if key in before and now[key] != before[key] and key not in MAY_CHANGE]
+        checkpoint = checkpoints.find_newest(path)
+        if checkpoint is None and not marker["finished"]:
+            return cls(path, sentence=f"There is no complete checkpoint in {path}, so the run starts anew.")
+        if changed:
+            key = changed[0]
+            raise InputError(
+                f"The run in {path} began with `{key}` {before[key]!r}, and it is {now[key]!r} now; give what it began"
+                " with, or start anew with --overwrite."
+            )
+        length = ("max_steps", "num_train_epochs")
+        if marker["finished"] and (checkpoint is None or all(now[key] == before.get(key) for key in length)):
+            return cls(path, finished=True, sentence=f"The run in {path} finished already; nothing is left to do.")
+        assert checkpoint is not None
+        step = checkpoints.step_of(checkpoint)
+        return cls(path, checkpoint, sentence=f"The run goes on from its checkpoint after step {step}.")
+
+    def begin(self, config: TrainConfig) -> None:
+        """Make the folder ours. Whatever can be wrong with the input must have been checked before."""
+        if self.checkpoint is None and self.path.exists():
+            for path in self.path.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.path.mkdir(parents=True, exist_ok=True)
+        checkpoints.sweep(self.path)
+        self._mark(config, finished=False)
+        checkpoints.replace_file(self.path / CONFIG_FILE, config.to_yaml())
+
+    def finish(self, config: TrainConfig) -> None:
+        """Say that everything is there."""
+        self._mark(config, finished=True)
+
+    def _mark(self, config: TrainConfig, *, finished: bool) -> None:
+        marker = {
+            "written_by": f"fourbit {__version__}",
+            "kind": _KIND,
+            "finished": finished,
+            "files": sorted(entry.name for entry in self.path.iterdir()) if finished else [],
+            "config": config.to_full_dict(),
+        }
+        checkpoints.replace_file(self.path / MARKER_FILE, json.dumps(marker, indent=1) + "\n")
+
+
+def _check_only_ours(path: Path, marker: dict[str, Any]) -> None:
+    """Refuse to replace a folder into which somebody put a file of their own."""
+    for entry in sorted(path.iterdir()):
+        ours = entry.name in marker.get("files", ()) or any(fnmatch(entry.name, name) for name in _OWN_NAMES)
+        if not ours:
+            raise OutputExists(f"{path} holds {entry.name}, which fourbit did not write; choose another output.")
+
+
+def read_marker(path: Path) -> dict[str, Any] | None:
+    """What a folder says of the run in it; None if it holds none of ours."""
+    try:
+        marker = json.loads((path / MARKER_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    sound = (
+        isinstance(marker, dict)
+        and marker.get("kind") == _KIND
+        and isinstance(marker.get("finished"), bool)
+        and isinstance(marker.get("config"), dict)
+    )
+    return marker if sound else None

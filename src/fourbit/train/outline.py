@@ -1,0 +1,43 @@
+"""What a run would do, without doing it: everything is read and checked, and nothing written or trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fourbit.nn.loss import IGNORE
+from fourbit.train.config import TrainConfig
+from fourbit.train.events import OnEvent
+from fourbit.train.folder import RunFolder
+from fourbit.train.material import open_material
+from fourbit.train.model import count_parameters, load_trainable
+
+__all__ = ["outline_run"]
+
+
+def outline_run(config: TrainConfig, *, resume: bool, overwrite: bool, on_event: OnEvent) -> dict[str, Any]:
+    """Numbers of a run: examples, tokens, steps, parameters.
+
+    Raises:
+        InputError: what `train` would raise before its first step.
+    """
+    RunFolder.look(config, resume=resume, overwrite=overwrite)
+    material = open_material(config, on_event=on_event)
+    trainable, parameters = count_parameters(load_trainable(config))
+    lengths = [len(ids) for ids in material.train["input_ids"]]
+    labelled = sum(label != IGNORE for labels in material.train["labels"] for label in labels[1:])
+    return {
+        "output": config.output,
+        "dry_run": True,
+        "examples": len(lengths),
+        "eval_examples": 0 if material.evaluation is None else len(material.evaluation),
+        "dropped_records": material.dropped,
+        "rows": len(material.rows),
+        "tokens": sum(lengths),
+        "labelled_tokens": labelled,
+        "longest": max(lengths),
+        "max_length": material.max_length,
+        "steps": material.steps(config),
+        "trainable_parameters": trainable,
+        "parameters": parameters,
+        "config": config.to_full_dict(),
+    }
