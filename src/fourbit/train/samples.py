@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fourbit.data.templates import end_of_turn
+from fourbit.generate import Prompt, Sampling, generate
 from fourbit.nn.loss import IGNORE
 
 if TYPE_CHECKING:
@@ -102,28 +102,10 @@ def answer(
     Args:
         longest: tokens of an answer.
     """
-    ends = end_of_turn(tokenizer)
-    stop_ids = [end for end in ends if isinstance(end, int)]
-    stop_strings = [end for end in ends if isinstance(end, str)]
-    was_training = model.training
-    model.eval()
-    answered = []
-    with torch.no_grad(), torch.random.fork_rng():
-        for sample in samples:
-            prompt = torch.tensor([sample.prompt_ids], device=model.device)
-            made = model.generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=longest,
-                do_sample=False,
-                use_cache=True,
-                eos_token_id=stop_ids or None,
-                pad_token_id=tokenizer.pad_token_id,
-                **({"stop_strings": stop_strings, "tokenizer": tokenizer} if stop_strings else {}),
-            )
-            text = _text(made[0, prompt.shape[1] :].tolist(), tokenizer)
-            for stop in stop_strings:
-                text = text.split(stop)[0].rstrip()
-            answered.append(replace(sample, before=text) if field == "before" else replace(sample, after=text))
-    model.train(was_training)
-    return answered
+    prompts = [Prompt("", tuple(sample.prompt_ids), chat=True) for sample in samples]
+    with torch.random.fork_rng():
+        answers = generate(model, tokenizer, prompts, settings=Sampling(max_new_tokens=longest), batch_size=1)
+    texts = [answer.text for answer in answers]
+    if field == "before":
+        return [replace(sample, before=text) for sample, text in zip(samples, texts, strict=True)]
+    return [replace(sample, after=text) for sample, text in zip(samples, texts, strict=True)]
