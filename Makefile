@@ -1,4 +1,4 @@
-# Each target sets up what it needs in .venv (any Python from 3.10 on: `make test PYTHON=python3.12`).
+# Each target sets up what it needs in .venv (any Python from 3.11 on: `make test PYTHON=python3.12`).
 # To develop against another set of libraries: `make test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt`.
 
 PYTHON ?= python3

@@ -65,8 +65,12 @@ class Toolchain:
     def __init__(
         self, objects: Path, *, compiler: str | None = None, machine: str | None = None, flags: Sequence[str] = ()
     ) -> None:
-        candidates = [compiler] if compiler else [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
-        found = next((name for name in candidates if name and shutil.which(shlex.split(name)[0])), None)
+        # A compiler that was asked for is taken or missed, never replaced: its machine code is not another's.
+        wanted = compiler or os.environ.get("CXX", "").strip()
+        candidates = [wanted] if wanted else ["g++", "clang++", "c++"]
+        found = next((name for name in candidates if shutil.which(shlex.split(name)[0])), None)
+        if found is None and wanted:
+            raise CannotBuild(f"the C++ compiler {wanted!r} was not found{'' if compiler else ' (from CXX)'}")
         if found is None:
             raise CannotBuild("no C++ compiler was found (install g++ or clang++, or set CXX)")
         self.compiler = shlex.split(found)

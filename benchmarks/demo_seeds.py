@@ -202,7 +202,7 @@ def _text(results: dict[str, Any], by_case: dict[str, list[dict[str, Any]]]) -> 
 
 TEXT = """# The demo, over {seeds} seeds
 
-`make demo` finetunes one 4-bit model with one seed. This page repeats it with {seeds} seeds and asks all {questions}
+`make demo` finetunes one 4-bit model with one seed. This page repeats it with {seeds} seeds and asks all {questions:,}
 held-out questions, beside 16-bit LoRA, full finetuning, and the same on a noisy data set. It is written by
 `python benchmarks/demo_seeds.py page` out of
 [benchmarks/results/demo-seeds.json](../benchmarks/results/demo-seeds.json); `… run` makes those rows anew.
@@ -216,10 +216,11 @@ Mean ± standard deviation over the seeds ({versions}).
 - **What is asked.** The base has read every fact of a small made-up world and only continues text. A held-out question
   asks for a fact that no finetuning example asks for; right is the whole answer and nothing else, after lower case and
   punctuation. {strangers} more questions are about people who do not exist.
-- **4 bits against 16.** {gap}
-- **Quality against quantity.** The clean set has {clean} conversations, all right and in one manner. The noisy one has
-  {noisy}: three answers in ten are wrong, half of them have another shape, whole kinds of questions are missing, and
-  nothing is ever unknown. More of it does not make up for that.
+- **4 bits against 16.** {gap} Full finetuning ran at one learning rate, which was not searched for.
+- **Quality against quantity.** The clean set has {clean:,} conversations, all right and in one manner. The noisy set
+  has {noisy:,}: three answers in ten are wrong, half of them have another shape, whole kinds of questions are missing,
+  and nothing is ever unknown. "As many steps" trains as long as on the clean set, "as many passes" reads each record as
+  often.
 
 The model card of the base is [src/fourbit/demo/model/README.md](../src/fourbit/demo/model/README.md).
 """
@@ -265,13 +266,7 @@ def _plot(by_case: dict[str, list[dict[str, Any]]]) -> None:
         (case.name, label, "#1a73e8" if case.data == "clean" else "#e8710a")
         for case, label in zip(
             CASES,
-            (
-                "QLoRA\n4-bit",
-                "LoRA\n16-bit",
-                "full\nfinetuning",
-                "QLoRA, noisy,\nas many steps",
-                "QLoRA, noisy,\nas many passes",
-            ),
+            _LABELS,
             strict=True,
         )
         if case.name in by_case

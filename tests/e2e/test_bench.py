@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from fourbit.bench.run import Run as Measured
+
 Run = Callable[..., Any]
 
 
@@ -69,8 +71,23 @@ def test_a_dry_run_only_tells(fourbit_here: Run) -> None:
         (["--repeats", "0"], "at least 1"),
         (["--quick", "--output", "rows.csv"], "no measurements"),
         (["--output", "other.csv"], "other.csv is not a file of benchmark rows"),
+        (["--output", "other.csv/rows.csv"], "rows.csv cannot be written"),
     ],
 )
 def test_bad_input(arguments: list[str], says: str, tmp_path: Path, fourbit_here: Run) -> None:
     (tmp_path / "other.csv").write_text("a,b\n")
     assert says in fourbit_here("bench", *arguments).complaint
+
+
+def test_what_was_measured_is_shown_even_if_it_cannot_be_kept(
+    tmp_path: Path, fourbit_here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: object, **__: object) -> Measured:
+        (tmp_path / "rows.csv").mkdir()  # meanwhile
+        return Measured([], ["a note"])
+
+    monkeypatch.setattr("fourbit.bench.run.measure", measure)
+    done = fourbit_here("bench", "--what", "quantize", "--json", "--output", "rows.csv")
+    assert done.code == 2
+    assert json.loads(done.out)["notes"] == ["a note"]
+    assert "rows.csv cannot be written" in done.err

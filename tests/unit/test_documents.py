@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
@@ -33,6 +34,18 @@ def test_make_targets_of_the_documents_exist() -> None:
     for page in PAGES:
         asked = set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE))
         assert asked <= targets, page.name
+
+
+def test_extras_that_are_told_of_exist() -> None:
+    told = {
+        extra.strip(): str(path.relative_to(ROOT))
+        for path in [*PAGES, *(ROOT / "src").rglob("*.py")]
+        for extras in re.findall(r"(?:fourbit|'\.)\[([a-z, ]+)\]", path.read_text(encoding="utf-8"))
+        for extra in extras.split(",")
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "train" in told
+    assert {extra: place for extra, place in told.items() if extra not in project["optional-dependencies"]} == {}
 
 
 @pytest.mark.parametrize("script", ["write_docs.py", "perplexity_formats.py"])

@@ -10,7 +10,7 @@ from typing import Any
 
 from fourbit.errors import InputError
 
-__all__ = ["Row", "append", "latest", "read"]
+__all__ = ["Row", "append", "check", "latest", "read"]
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,33 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
 _COLUMNS = {item.name: _PARSERS[str(item.type)] for item in fields(Row)}
 
 
+def check(path: Path) -> None:
+    """Whether rows can be added to a file. Its folder is made if need be, and the file itself only by `append`.
+
+    Raises:
+        InputError: the file holds something else, or cannot be written.
+    """
+    fresh = not path.exists()
+    try:
+        if not fresh:
+            read(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):  # the only sure way to know
+            pass
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; give another name.") from error
+    if fresh:
+        path.unlink()
+
+
 def append(path: Path, rows: Iterable[Row]) -> None:
     """Add rows to a file, which is made if need be.
 
     Raises:
-        InputError: the file holds something else.
+        InputError: the file holds something else, or cannot be written.
     """
-    if path.exists():
-        read(path)
+    check(path)
     fresh = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, list(_COLUMNS), lineterminator="\n")
         if fresh:

@@ -54,14 +54,14 @@ def bench(
             return
         if out is not None and quick:
             raise InputError("Rows of --quick are no measurements; leave --output out.")
-        if out is not None and out.exists():
-            rows.read(out)
+        if out is not None:
+            rows.check(out)
         with output.progress() as progress:
             measured = run.measure(cases, peers=chosen, repeats=repeats, quick=quick, progress=progress)
-        if out is not None:
-            rows.append(out, measured.rows)
         found = [case for _, case in cases]
         show(_keys(found, measured), lambda: _tables(found, measured, quick=quick))
+        if out is not None:
+            rows.append(out, measured.rows)
 
 
 def _words(text: str | None) -> list[str] | None:

@@ -13,16 +13,27 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fourbit.errors import InputError
 
-__all__ = ["OPERATIONS", "Operation", "define", "explain", "use"]
+__all__ = [
+    "OPERATIONS",
+    "Operation",
+    "define",
+    "explain",
+    "kept_for_all",
+    "no_second_derivative",
+    "refuse_second_derivative",
+    "use",
+]
 
 LIBRARY = torch.library.Library("fourbit", "DEF")
 FAST_BACKENDS = {"cpu": "native"}
@@ -53,6 +64,7 @@ class Operation:
         Autocast is off inside: it has had its say in the arguments, and a cast that one backend's torch calls would
         make and another's would not is a different result.
         """
+        _check_devices(self.name, args)
         device = args[0].device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
@@ -126,16 +138,56 @@ def define(
     name = schema.partition("(")[0]
     operation = Operation(name, stem, reference)
     LIBRARY.define(schema)
+
+    def checked_fake(*args: Any) -> Any:
+        _check_devices(name, args)  # torch comes here, too, when only one of the tensors is on the meta device
+        return fake(*args)
+
     LIBRARY.impl(name, operation.__call__, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fourbit::{name}", fake, lib=LIBRARY)
+    torch.library.register_fake(f"fourbit::{name}", checked_fake, lib=LIBRARY)
     OPERATIONS[name] = operation
     return operation
+
+
+def refuse_second_derivative(name: str) -> None:
+    """Make it an error to differentiate `name`, a backward pass; torch would leave its part out without a word.
+
+    Args:
+        name: of an operation that ends in `_backward`.
+    """
+
+    def refuse(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        raise NotImplementedError(no_second_derivative(name.removesuffix("_backward")))
+
+    torch.library.register_autograd(f"fourbit::{name}", refuse, lib=LIBRARY)
+
+
+def no_second_derivative(name: str) -> str:
+    """What to say of an operation that can be differentiated once."""
+    return f"fourbit::{name} has no second derivative; take it without fourbit.prepare, and without an active adapter."
+
+
+def _check_devices(name: str, args: Sequence[Any]) -> None:
+    device = args[0].device
+    for other in args:
+        if isinstance(other, Tensor) and other.device != device:
+            raise RuntimeError(f"fourbit::{name} needs its tensors on one device; found {device} and {other.device}.")
 
 
 def explain(device: str = "cpu") -> dict[str, dict[str, str]]:
     """What every operation runs on for a device type, and why."""
     importlib.import_module("fourbit.kernels.ops")
     return {name: operation.explain(device) for name, operation in OPERATIONS.items()}
+
+
+@contextmanager
+def kept_for_all() -> Iterator[None]:
+    """Make plain tensors in a `with` block: what is cached must outlive the mode that its first user happens to be in.
+
+    A tensor of inference mode cannot be saved for a backward pass, and one of `FakeTensorMode` holds nothing.
+    """
+    with torch.inference_mode(False), unset_fake_temporarily():
+        yield
 
 
 @contextmanager

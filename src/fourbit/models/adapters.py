@@ -54,7 +54,7 @@ def _attach(model: PreTrainedModel, folder: Path) -> PeftModel:
         warnings.simplefilter("always")
         try:
             adapted = PeftModel.from_pretrained(model, folder)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError, re.error) as error:
             reason = " ".join(str(error).split())[:300]
             raise AdapterMismatch(f"The adapter {folder} cannot be put on this model: {reason}") from error
     for warning in caught:
@@ -62,7 +62,8 @@ def _attach(model: PreTrainedModel, folder: Path) -> PeftModel:
             raise AdapterMismatch(f"The adapter {folder} lacks a part of what its config describes: {warning.message}")
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     for name, parameter in adapted.named_parameters():
-        if "lora_" in name and not is_finite(parameter.detach()):
+        is_ours = "lora_" in name or ".modules_to_save." in name
+        if is_ours and parameter.is_floating_point() and not is_finite(parameter.detach()):
             raise NonFiniteWeight(f"The tensor {name} of the adapter {folder} holds NaN or infinity.")
     return adapted
 

@@ -71,6 +71,8 @@ def find_class(config: PreTrainedConfig, folder: Path, *, trust_remote_code: boo
             return model_class  # type: ignore[no-any-return]
         model_class = getattr(transformers, name, None)
         if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
+            if getattr(model_class, "config_class", None) is None:
+                raise NotAModel(f"{folder}/config.json names {name} as its architecture, which is no model by itself.")
             return model_class
     if any(name in own_code for name in names):
         raise NotAModel(_needs_code(folder))

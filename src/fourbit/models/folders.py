@@ -147,7 +147,12 @@ def _take_place(folder: Path, output: Path) -> None:
     if output.exists():
         old = folder.with_suffix(".old")
         output.rename(old)
-    folder.rename(output)
+    try:
+        folder.rename(output)
+    except OSError:
+        if old is not None:
+            old.rename(output)
+        raise
     _sync(output.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)

@@ -63,7 +63,8 @@ def prepare(model: nn.Module, *, gradient_checkpointing: bool = True, fused: boo
         model: of transformers, 16-bit or quantized, before `get_peft_model` (as usual) or after it; then what is
             trainable is left to peft.
         gradient_checkpointing: keep only the input of every layer, and compute the rest again in the backward pass.
-        fused: take the loss and the kernels above. Without it, only freezing, cache and checkpointing are done.
+        fused: take the loss and the kernels above, and keep freed memory. Without it, only freezing, cache and
+            checkpointing are done.
 
     Returns:
         `model`; `model.fourbit_prepared` says what was taken and what was left, and why.
@@ -81,8 +82,8 @@ def prepare(model: nn.Module, *, gradient_checkpointing: bool = True, fused: boo
     if fused:
         _fuse_modules(inner, report)
         _fuse_loss(inner, report)
-    if _on_cpu(inner):
-        library.keep_freed_memory()
+        if _on_cpu(inner):
+            library.keep_freed_memory()
     model.fourbit_prepared = report  # type: ignore[assignment]
     _LOG.info("prepared %s: %s", type(inner).__name__, report)
     return model

@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import threading
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from types import TracebackType
 from typing import Any
 
@@ -109,6 +109,7 @@ class _Pool:
 
     def __init__(self) -> None:
         self._idle: OrderedDict[int, mmap.mmap] = OrderedDict()  # by id, oldest first
+        self._returned: deque[mmap.mmap] = deque()
         self._largest, self._lock, self._open = 0, threading.Lock(), True
 
     def take(self, size: int) -> Tensor:
@@ -125,12 +126,19 @@ class _Pool:
         with self._lock:
             self._open = False
             self._idle.clear()
+            self._returned.clear()
 
     def put(self, block: mmap.mmap) -> None:
-        """Take a block back."""
-        with self._lock:
-            if not self._open:
-                return
+        """Take a block back.
+
+        A garbage collection may call this at any moment, from within the methods here as well, so it takes no lock.
+        """
+        if self._open:
+            self._returned.append(block)
+
+    def _sort_in(self) -> None:
+        while self._returned:
+            block = self._returned.popleft()
             self._idle[id(block)] = block
             self._largest = max(self._largest, len(block))
             while sum(map(len, self._idle.values())) > 2 * self._largest:
@@ -138,6 +146,7 @@ class _Pool:
 
     def _reuse(self, size: int) -> mmap.mmap | None:
         with self._lock:
+            self._sort_in()
             key = next((key for key, block in self._idle.items() if len(block) == size), None)
             return None if key is None else self._idle.pop(key)
 

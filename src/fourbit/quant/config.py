@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from fourbit.errors import InputError
+from fourbit.errors import InputError, InvalidBlockSize, UnknownFormat
 from fourbit.formats import Codebook, check_block_size, codebook
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class QuantConfig:
             left: the output head; an empty tuple leaves nothing. Embeddings are never quantized.
 
     Raises:
-        UnknownFormat, InvalidBlockSize, InputError (compute_dtype).
+        UnknownFormat, InvalidBlockSize, InputError (double_quant, compute_dtype, skip).
     """
 
     format: str = "nf4"
@@ -44,15 +44,22 @@ class QuantConfig:
     skip: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        # What is no string or no int came from a config.json, or from where no type checker looked.
+        if not isinstance(self.format, str):
+            raise UnknownFormat(f"The format is {self.format!r}; it must be a name, such as 'nf4'.")
         codebook(self.format)
+        if not isinstance(self.block_size, int):  # 64.0 equals 64, and a kernel cannot take it
+            raise InvalidBlockSize(f"The block size is {self.block_size!r}; it must be a whole number, such as 64.")
         check_block_size(self.block_size)
+        if not isinstance(self.double_quant, bool):
+            raise InputError(f"double_quant is {self.double_quant!r}; it must be True or False.")
         if self.compute_dtype is not None:
             name = str(self.compute_dtype).removeprefix("torch.")
             if name not in COMPUTE_DTYPES:
                 raise InputError(f"The compute dtype is {name!r}; it must be one of {', '.join(COMPUTE_DTYPES)}.")
             object.__setattr__(self, "compute_dtype", name)
         if self.skip is not None:
-            object.__setattr__(self, "skip", (self.skip,) if isinstance(self.skip, str) else tuple(self.skip))
+            object.__setattr__(self, "skip", _names(self.skip))
 
     @property
     def codebook(self) -> Codebook:
@@ -115,9 +122,9 @@ class QuantConfig:
         """
         method = settings.get("quant_method")
         if method == "fourbit":
-            return cls._checked({field.name: settings[field.name] for field in fields(cls) if field.name in settings})
+            return cls._read({field.name: settings[field.name] for field in fields(cls) if field.name in settings})
         if method == "bitsandbytes" and settings.get("load_in_4bit"):
-            return cls._checked(
+            return cls._read(
                 {
                     "format": settings.get("bnb_4bit_quant_type", "fp4"),
                     "double_quant": settings.get("bnb_4bit_use_double_quant", False),
@@ -131,18 +138,21 @@ class QuantConfig:
         )
 
     @classmethod
-    def _checked(cls, given: Mapping[str, Any]) -> QuantConfig:
-        skip = given.get("skip")
-        sound = (
-            isinstance(given.get("format", ""), str)
-            and isinstance(given.get("block_size", 64), int)
-            and isinstance(given.get("double_quant", True), bool)
-            and isinstance(given.get("compute_dtype", ""), (str, type(None)))
-            and (skip is None or (isinstance(skip, (list, tuple)) and all(isinstance(name, str) for name in skip)))
-        )
-        if not sound:
-            raise InputError(f"The quantization_config of these weights makes no sense: {dict(given)}.")
-        return cls(**given)
+    def _read(cls, given: Mapping[str, Any]) -> QuantConfig:
+        try:
+            return cls(**given)
+        except InputError as error:
+            raise type(error)(f"The quantization_config of these weights makes no sense: {error}") from error
+
+
+def _names(skip: object) -> tuple[str, ...]:
+    """The names to skip: one, or several."""
+    names = (skip,) if isinstance(skip, str) else skip
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"skip is {skip!r}; it must be a name of a module, or a list of names.")
+    if not all(names):  # it would match the whole model
+        raise InputError("A name in skip is empty; give the name of a module, such as 'lm_head'.")
+    return tuple(names)
 
 
 def _method(settings: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fourbit.formats import codebook, quantized_size_bytes
-from fourbit.kernels import ops
+from fourbit.kernels import dispatch, ops
 from fourbit.quant import layout
 from fourbit.quant.config import QuantConfig
 
@@ -23,7 +23,8 @@ _levels: dict[tuple[str, torch.device], Tensor] = {}  # not functools.cache, whi
 def levels_on(format: str, device: torch.device) -> Tensor:
     """[16] fp32: the levels of a format, on a device; one tensor for all weights."""
     if (format, device) not in _levels:
-        _levels[format, device] = torch.from_numpy(codebook(format).table.copy()).to(device)
+        with dispatch.kept_for_all():
+            _levels[format, device] = torch.from_numpy(codebook(format).table.copy()).to(device)
     return _levels[format, device]
 
 

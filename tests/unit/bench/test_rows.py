@@ -44,6 +44,23 @@ def test_a_file_of_another_kind_is_left_alone(content: str | bytes, row: Callabl
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["", "rows.csv/below.csv"])
+def test_a_path_that_cannot_be_written_is_named(name: str, row: Callable[..., Row], tmp_path: Path) -> None:
+    rows.append(tmp_path / "rows.csv", [row("fourbit", 1)])
+    with pytest.raises(InputError, match=r"cannot be written: .*; give another name\."):
+        rows.check(tmp_path / name)
+
+
+def test_a_check_leaves_no_file_and_changes_none(row: Callable[..., Row], tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rows.csv"
+    rows.check(path)
+    assert not path.exists()
+    rows.append(path, [row("fourbit", 1)])
+    before = path.read_bytes()
+    rows.check(path)
+    assert path.read_bytes() == before
+
+
 def test_a_damaged_row_is_reported(row: Callable[..., Row], tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     rows.append(path, [row("fourbit", 1)])

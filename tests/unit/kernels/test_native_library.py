@@ -149,9 +149,25 @@ def test_a_broken_source_is_named(setup: ModuleType, tmp_path: Path, monkeypatch
         setup.Toolchain(tmp_path / "objects").compile(tmp_path / "broken.cpp", "broken")
 
 
+@compiles
+def test_a_compiler_that_was_asked_for_is_not_replaced(
+    setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "g++-of-nobody")
+    with pytest.raises(setup.CannotBuild, match=r"'g\+\+-of-nobody' was not found \(from CXX\)"):
+        setup.Toolchain(tmp_path)
+    assert setup.Toolchain(tmp_path, compiler="g++").compiler == ["g++"]
+    monkeypatch.setenv("CXX", "")
+    assert setup.Toolchain(tmp_path).compiler == ["g++"]
+
+
 @pytest.mark.parametrize(
     ("compiler", "reason"),
-    [("", "no C++ compiler was found"), ("false", "false cannot compile C++17")],
+    [
+        ("", "no C++ compiler was found"),
+        ("false", "false cannot compile C++17"),
+        ("g++-of-nobody -O1", "the C++ compiler 'g++-of-nobody -O1' was not found (from CXX)"),
+    ],
 )
 def test_installing_without_a_compiler(repository: Path, tmp_path: Path, compiler: str, reason: str) -> None:
     """`build`, which an installation runs, succeeds and leaves the reason; `build_native`, asked for by name, fails."""

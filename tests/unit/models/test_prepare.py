@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 import fourbit
 from fourbit.errors import InputError
+from fourbit.kernels.native import library
 from fourbit.nn.fused import is_fused
 from fourbit.nn.loss import FusedLoss, LazyLogits, causal_lm_loss
 
@@ -391,11 +392,16 @@ def test_training_flags_and_random_numbers_are_left_alone() -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_without_kernels() -> None:
+def test_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr(library, "keep_freed_memory", lambda: kept.append(True))
     model = fourbit.prepare(build("llama"), fused=False)
     assert not any(is_fused(module) for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert model(**batch()).logits is not None
+    assert not kept  # it is set for the whole process
+    fourbit.prepare(build("llama"))
+    assert kept
 
 
 def test_what_is_no_language_model() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from fourbit.errors import BrokenCheckpoint
 from fourbit.models.checkpoint import Checkpoint
-from fourbit.models.reading import Reader
+from fourbit.models.reading import Reader, _Pool
 
 ROWS = 1024  # of 1024 bf16: 2 MiB, large enough to be pooled
 
@@ -79,3 +80,15 @@ def test_a_file_that_shrinks_meanwhile(checkpoint: Checkpoint) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with Reader(checkpoint) as reader, pytest.raises(BrokenCheckpoint, match=r"ended while the tensor w7 was read"):
         reader.read(checkpoint.entries["w7"])
+
+
+def test_a_block_can_come_back_while_another_is_looked_for() -> None:
+    """A garbage collection inside the pool runs finalizers there: one that waited for the pool would wait for ever."""
+    pool = _Pool()
+    with pool._lock:
+        pool.put(mmap.mmap(-1, 1 << 21))
+    assert pool._reuse(1 << 21) is not None
+    assert pool._reuse(1 << 21) is None
+    pool.close()
+    pool.put(mmap.mmap(-1, 1 << 21))
+    assert pool._reuse(1 << 21) is None

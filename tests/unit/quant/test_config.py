@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,27 @@ def test_what_is_refused() -> None:
         QuantConfig(block_size=48)
     with pytest.raises(InputError, match="compute dtype is 'int8'; it must be one of float32, bfloat16, float16"):
         QuantConfig(compute_dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"format": ["nf4"]}, r"The format is \['nf4'\]; it must be a name"),
+        ({"block_size": 64.0}, "The block size is 64.0; it must be a whole number"),
+        ({"block_size": True}, "The block size is True; it must be a power of two"),
+        ({"double_quant": "yes"}, "double_quant is 'yes'; it must be True or False"),
+        ({"compute_dtype": ["float16"]}, "compute dtype is .* must be one of"),
+        ({"skip": 5}, "skip is 5; it must be a name of a module, or a list of names"),
+        ({"skip": [5]}, r"skip is \[5\]; it must be a name of a module, or a list of names"),
+        ({"skip": ""}, "A name in skip is empty"),
+        ({"skip": ("head", "")}, "A name in skip is empty"),
+    ],
+)
+def test_a_wrong_kind_of_value_is_refused_alike_in_python_and_in_json(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        QuantConfig(**given)
+    with pytest.raises(InputError, match=f"quantization_config of these weights makes no sense: .*{says}"):
+        QuantConfig.from_dict({"quant_method": "fourbit", **given})
 
 
 def test_it_is_a_value() -> None:

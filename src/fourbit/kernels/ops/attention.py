@@ -145,3 +145,4 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
 
 
 torch.library.register_autograd("fourbit::attention", _backward, setup_context=_setup_context, lib=dispatch.LIBRARY)
+dispatch.refuse_second_derivative("attention_backward")

@@ -115,6 +115,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():  # the gradients were computed forward, so torch knows nothing of what they depend on
+        raise NotImplementedError(dispatch.no_second_derivative("linear_cross_entropy"))
     found: list[Tensor | None] = [None] * 3
     if grad is not None:
         # The factor is a tensor without dimensions, so the product keeps the gradient's own dtype.

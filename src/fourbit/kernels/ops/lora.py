@@ -178,8 +178,4 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
 torch.library.register_autograd("fourbit::lora_linear", _backward, setup_context=_setup_context, lib=dispatch.LIBRARY)
 
 
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-    raise NotImplementedError("fourbit::lora_linear has no second derivative; deactivate the adapter to take one.")
-
-
-torch.library.register_autograd("fourbit::lora_linear_backward", _no_second_derivative, lib=dispatch.LIBRARY)
+dispatch.refuse_second_derivative("lora_linear_backward")

@@ -67,8 +67,9 @@ def _tables(codebook: Codebook, device: torch.device) -> tuple[Tensor, Tensor]:
     """Thresholds [15] fp32 and codes by rank [16] uint8 on a device."""
     key = (codebook, device)  # not its name, which two derived NormalFloats may share
     if key not in _tables_by_device:
-        thresholds, codes = torch.from_numpy(codebook.thresholds), torch.from_numpy(codebook.ranked_codes)
-        _tables_by_device[key] = thresholds.to(device), codes.to(device)
+        with dispatch.kept_for_all():
+            thresholds, codes = torch.from_numpy(codebook.thresholds), torch.from_numpy(codebook.ranked_codes)
+            _tables_by_device[key] = thresholds.to(device), codes.to(device)
     return _tables_by_device[key]
 
 

@@ -89,3 +89,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("fourbit::rms_norm", _backward, setup_context=_setup_context, lib=dispatch.LIBRARY)
+dispatch.refuse_second_derivative("rms_norm_backward")

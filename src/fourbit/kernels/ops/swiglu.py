@@ -83,3 +83,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("fourbit::swiglu", _backward, setup_context=_setup_context, lib=dispatch.LIBRARY)
+dispatch.refuse_second_derivative("swiglu_backward")
