@@ -88,6 +88,10 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     Raises:
         OutputExists.
     """
+    if output.exists() and (output.resolve() == Path.cwd() or os.path.ismount(output)):
+        raise OutputExists(
+            f"{output} is where you stand, or a mount point, and cannot be replaced; name a folder in it."
+        )
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise OutputExists(f"{output} exists and is no folder; choose another output.")
     if not output.exists() or not any(output.iterdir()):
@@ -102,7 +106,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 def _is_ours(folder: Path) -> bool:
     try:
         listed = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
-        return {path.name for path in folder.iterdir()} <= {MANIFEST_FILE, *listed}
+        return bool(_sizes(folder).items() <= listed.items())  # what the user put in its place has another size
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -137,9 +141,15 @@ def new_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _write_manifest(folder: Path) -> None:
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    manifest = {"written_by": f"fourbit {__version__}", "files": files}
+    manifest = {"written_by": f"fourbit {__version__}", "files": _sizes(folder)}
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Every file of a folder but the manifest, by its path within."""
+    files = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    sizes = {path.relative_to(folder).as_posix(): path.lstat().st_size for path in files}
+    return {name: size for name, size in sizes.items() if name != MANIFEST_FILE}
 
 
 def _take_place(folder: Path, output: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,13 +23,14 @@ from fourbit.models.architecture import explain_failure, find_class, read_config
 from fourbit.models.checkpoint import Checkpoint
 from fourbit.models.folders import CONFIG_FILE, locate
 from fourbit.models.reading import Reader
+from fourbit.nn import QuantLinear
 from fourbit.quant import QuantConfig, layout
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["Source", "build", "load", "load_folder", "open_folder", "outline"]
+__all__ = ["DTYPES", "Source", "build", "load", "load_folder", "open_folder", "outline", "parameter_keys"]
 
 logger = logging.getLogger(__name__)
 
@@ -160,12 +161,29 @@ def outline(source: Source, dtype: torch.dtype) -> PreTrainedModel:
         quantization_config=source.quantization_config,
     )
     entries = source.reader.checkpoint.entries
-    for entry in (entries[key] for key in model.hf_quantizer.sources.values() if key in entries):
+    weights = {key for key in model.hf_quantizer.sources.values() if key in entries}
+    for entry in (entries[key] for key in weights | parameter_keys(model, entries)):
         if not entry.dtype.is_floating_point or entry.dtype.itemsize == 1:
             raise BrokenCheckpoint(
                 f"The tensor {entry.name} in {entry.path} holds {entry.dtype}, and no 16-bit weight."
             )
     return model
+
+
+def parameter_keys(model: PreTrainedModel, keys: Iterable[str]) -> set[str]:
+    """The keys of a folder that are floating parameters of the model and stay as they are.
+
+    With or without the prefix of the model below a head, as folders have either. A key that transformers renames is
+    not found.
+    """
+    prefix = f"{model.base_model_prefix}."
+    kept = {
+        name
+        for path, module in model.named_modules()
+        for name, parameter in module.named_parameters(path, recurse=False)
+        if parameter.is_floating_point() and not (isinstance(module, QuantLinear) and parameter is module.weight)
+    }
+    return {key for key in keys if key in kept or prefix + key in kept or key.removeprefix(prefix) in kept}
 
 
 def build(

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,10 +26,10 @@ from fourbit.errors import InputError, NonFiniteWeight
 from fourbit.formats import NESTED_BLOCK_SIZE, block_count, packed_size
 from fourbit.models.checkpoint import INDEX_FILE, PICKLES, Checkpoint, Entry
 from fourbit.models.folders import CONFIG_FILE, MANIFEST_FILE, check_output, locate, new_folder
-from fourbit.models.loading import Source, load_folder, open_folder, outline
+from fourbit.models.loading import DTYPES, Source, load_folder, open_folder, outline, parameter_keys
 from fourbit.models.process import peak_resident_bytes
 from fourbit.models.reading import Reader
-from fourbit.models.values import holds_nan
+from fourbit.models.values import holds_nan, is_finite
 from fourbit.models.writing import Planned, SafetensorsWriter
 from fourbit.quant import QuantConfig, QuantizedTensor, quantize
 
@@ -73,6 +73,7 @@ class _Plan:
         reader: of the old folder.
         config: with everything settled; what quantizes.
         weights: the keys that are quantized; True where the tensor is stored transposed.
+        parameters: the keys of other parameters.
         model: without memory; carries the new config.json.
         dtype: that weights are cast to before they are quantized, as loading the folder would.
         divided: a weight that has no key of its own, or None.
@@ -81,6 +82,7 @@ class _Plan:
     reader: Reader
     config: QuantConfig
     weights: Mapping[str, bool]
+    parameters: Set[str]
     model: PreTrainedModel
     dtype: torch.dtype
     divided: str | None
@@ -150,12 +152,18 @@ def _plan(source: Source) -> _Plan:
     entries, dtype = source.reader.checkpoint.entries, source.model_config.dtype
     if not isinstance(dtype, torch.dtype):
         dtype = _first_dtype(source.reader.checkpoint)
+    if dtype not in DTYPES:
+        raise InputError(
+            f"{source.folder}/{CONFIG_FILE} says that the model is in {str(dtype).removeprefix('torch.')}; it must be"
+            f" one of {', '.join(str(each).removeprefix('torch.') for each in DTYPES)}."
+        )
     model = outline(source, dtype)
     quantizer = model.hf_quantizer
     keys = {name: quantizer.sources.get(f"{name}.weight") for name in quantizer.target_names}
     divided = next((name for name, key in keys.items() if key not in entries), None)
     weights = {key: name in quantizer.transposed for name, key in keys.items() if key is not None}
-    return _Plan(source.reader, source.config, weights, model, dtype, divided)
+    parameters = parameter_keys(model, entries) - weights.keys()
+    return _Plan(source.reader, source.config, weights, parameters, model, dtype, divided)
 
 
 def _first_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -218,8 +226,9 @@ def _written(plan: _Plan, entry: Entry) -> dict[str, Tensor]:
     """The tensors that take the place of one."""
     tensor = plan.reader.read(entry)
     if entry.name not in plan.weights:
-        if holds_nan(tensor):
-            raise NonFiniteWeight(f"The tensor {entry.name} in {entry.path} holds NaN.")
+        # A buffer may well hold infinity: some models store their causal mask.
+        if not is_finite(tensor) if entry.name in plan.parameters else holds_nan(tensor):
+            raise NonFiniteWeight(f"The tensor {entry.name} in {entry.path} holds NaN or infinity.")
         return {entry.name: tensor}
     weight = tensor.t() if plan.weights[entry.name] else tensor
     try:

@@ -140,6 +140,18 @@ def test_a_config_without_a_type(use: Use, folder: Path, model_type: object) -> 
         use(folder)
 
 
+def test_a_config_in_another_type(folder: Path, tmp_path: Path) -> None:
+    edit(folder, dtype="int8")
+    with pytest.raises(InputError, match=r"says that the model is in int8; it must be one of bfloat16"):
+        quantize_folder(folder, tmp_path / "out")
+
+
+def test_a_base_class_as_architecture(use: Use, folder: Path) -> None:
+    edit(folder, architectures=["PreTrainedModel"])
+    with pytest.raises(NotAModel, match="names PreTrainedModel as its architecture, which is no model by itself"):
+        use(folder)
+
+
 def test_an_unknown_architecture(use: Use, folder: Path) -> None:
     edit(folder, model_type="llama17")
     with pytest.raises(NotAModel, match=r"type 'llama17', which transformers .* does not know"):
@@ -288,16 +300,17 @@ def test_infinity(use: Use, folder: Path, value: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
-def test_infinity_in_what_stays_in_16_bits(folder: Path, name: str) -> None:
-    """Loading tells; `quantize_folder` only copies it, as it does a mask that rightly holds infinity."""
+def test_infinity_in_what_stays_in_16_bits(use: Use, folder: Path, name: str) -> None:
     edit_tensors(folder, lambda tensors: tensors[name].view(-1)[5].fill_(float("inf")))
-    with pytest.raises(NonFiniteWeight, match=rf"The tensor {name} holds NaN or infinity"):
-        fourbit.load(folder)
+    with pytest.raises(NonFiniteWeight, match=rf"The tensor {name} .*holds NaN or infinity"):
+        use(folder)
 
 
-def test_integers_in_place_of_a_weight(use: Use, folder: Path) -> None:
-    edit_tensors(folder, lambda tensors: tensors.update({UP: torch.ones(172, 64, dtype=torch.int64)}))
-    with pytest.raises(BrokenCheckpoint, match=rf"{UP} .* holds torch.int64, and no 16-bit weight"):
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("name", [UP, "model.embed_tokens.weight", "model.norm.weight"])
+def test_what_is_no_16_bit_weight(use: Use, folder: Path, name: str, dtype: torch.dtype) -> None:
+    edit_tensors(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    with pytest.raises(BrokenCheckpoint, match=rf"{name} .* holds {dtype}, and no 16-bit weight"):
         use(folder)
 
 

@@ -143,6 +143,21 @@ def test_a_dry_run_writes_nothing_and_is_right(stories_model: Path, tmp_path: Pa
     assert 0 <= planned.bytes_after - report.bytes_after <= 24 * 35
 
 
+def test_overwrite_leaves_what_the_user_put_in_place(stories_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    quantize_folder(stories_model, output)
+    (output / "model.safetensors").write_text("my own weights")
+    with pytest.raises(OutputExists, match="did not write"):
+        quantize_folder(stories_model, output, overwrite=True)
+    assert (output / "model.safetensors").read_text() == "my own weights"
+
+
+def test_the_current_folder_is_no_output(stories_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputExists, match="name a folder in it"):
+        quantize_folder(stories_model, ".")
+
+
 def test_overwrite_replaces_only_what_it_wrote(stories_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     quantize_folder(stories_model, output)
