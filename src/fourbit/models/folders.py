@@ -106,8 +106,10 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 def _is_ours(folder: Path) -> bool:
     try:
         listed = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+        if isinstance(listed, list):  # the names in a folder that is filled bit by bit, as the demo's is
+            return {path.name for path in folder.iterdir()} <= {MANIFEST_FILE, *listed}
         return bool(_sizes(folder).items() <= listed.items())  # what the user put in its place has another size
-    except (OSError, ValueError, KeyError, TypeError):
+    except (AttributeError, OSError, ValueError, KeyError, TypeError):
         return False
 
 
