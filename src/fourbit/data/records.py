@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from fourbit.errors import InputError, MissingExtra
 
-__all__ = ["SUFFIXES", "Record", "Records", "read_records"]
+__all__ = ["SUFFIXES", "Record", "Records", "read_records", "read_text"]
 
 Record: TypeAlias = dict[str, Any]
 
@@ -128,14 +128,14 @@ def _is_held_out(name: str) -> bool:
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
     # Split at line feeds only: str.splitlines would also cut at the other line separators a JSON string may hold.
-    for number, line in enumerate(_decoded(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             place = f"{path}, line {number}"
             yield place, _parsed(line, place)
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
-    text = _decoded(path)
+    text = read_text(path)
     if _is_lines(text):  # JSON lines are often called .json
         yield from _jsonl(path)
         return
@@ -180,7 +180,7 @@ def _csv(path: Path, *, delimiter: str = ",") -> list[Record]:
     import io
 
     # Cells stay text: an answer "007" is not the number 7.
-    rows = csv.DictReader(io.StringIO(_decoded(path), newline=""), delimiter=delimiter, strict=True)
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     found = list(rows)
     for number, row in enumerate(found, start=1):
         if None in row or None in row.values():
@@ -272,7 +272,12 @@ def _datasets() -> Any:
     return datasets
 
 
-def _decoded(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        InputError: it is none, or cannot be read.
+    """
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fourbit.data.records import read_records
+from fourbit.data.records import read_records, read_text
 from fourbit.errors import InputError
 
 __all__ = ["read_documents"]
@@ -40,7 +40,7 @@ def read_documents(path: str | Path, *, separator: str | None = None, field: str
 
 
 def _plain_documents(path: Path, separator: str | None) -> Iterator[str]:
-    text = _decoded(path)
+    text = read_text(path)
     if separator is None:
         yield text
     elif not separator:
@@ -66,14 +66,3 @@ def _text_of(record: dict[str, Any], field: str, place: str) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InputError(f"{place}: the field {field!r} holds half of a surrogate pair, which is not text.")
     return text
-
-
-def _decoded(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text (byte {error.start}); convert it first, with iconv for example."
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error

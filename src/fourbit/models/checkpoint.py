@@ -218,7 +218,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 def _entry(path: Path, name: str, fields: Any, start: int) -> Entry:
     try:
         dtype_name, shape, (begin, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
-        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        whole = all(type(number) is int and 0 <= number < 1 << 63 for number in (*shape, begin, end))
     except (TypeError, KeyError, ValueError) as error:
         raise BrokenCheckpoint(f"The header of {path} is corrupt at the tensor {name}.") from error
     if not isinstance(dtype_name, str) or dtype_name not in DTYPE_NAMES:
@@ -226,7 +226,9 @@ def _entry(path: Path, name: str, fields: Any, start: int) -> Entry:
             f"The tensor {name} in {path} has the dtype {dtype_name!r}; known are {', '.join(sorted(DTYPE_NAMES))}."
         )
     if not whole:
-        raise BrokenCheckpoint(f"The header of {path} is corrupt at the tensor {name}: a size is no whole number.")
+        raise BrokenCheckpoint(
+            f"The header of {path} is corrupt at the tensor {name}: a size is no whole number, or beyond all bounds."
+        )
     entry = Entry(name, path, DTYPE_NAMES[dtype_name], shape, start + begin)
     if entry.nbytes != end - begin:
         raise BrokenCheckpoint(

@@ -15,7 +15,7 @@ from pathlib import Path
 from fourbit import __version__
 from fourbit.errors import InputError, NotAModel, OutputExists
 
-__all__ = ["CONFIG_FILE", "MANIFEST_FILE", "check_output", "locate", "new_folder"]
+__all__ = ["CONFIG_FILE", "MANIFEST_FILE", "check_output", "locate", "new_folder", "sync"]
 
 CONFIG_FILE = "config.json"
 MANIFEST_FILE = "fourbit.json"
@@ -129,7 +129,7 @@ def new_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield folder
         _write_manifest(folder)
         for path in (*folder.rglob("*"), folder):
-            _sync(path)
+            sync(path)
         _take_place(folder, output)
     except OSError as error:
         if error.errno not in _DISK_PROBLEMS:
@@ -165,12 +165,12 @@ def _take_place(folder: Path, output: Path) -> None:
         if old is not None:
             old.rename(output)
         raise
-    _sync(output.parent)
+    sync(output.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     if os.name == "nt" and path.is_dir():
         return

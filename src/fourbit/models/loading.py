@@ -317,7 +317,13 @@ def _check(found: Mapping[str, Any], folder: Path) -> None:
 def _device_map(device: torch.device | str | None) -> str | dict[str, Any] | None:
     if device is None:
         return {"": torch.device("cuda")} if torch.cuda.is_available() else None
-    return "auto" if device == "auto" else {"": torch.device(device)}
+    if device == "auto":
+        return "auto"
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"There is no device {str(device)!r} that torch can use here; cpu always is.") from error
+    return {"": torch.device(device)}
 
 
 def _take_generation_config(model: PreTrainedModel, folder: Path) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from fourbit.models.folders import sync
 
 __all__ = [
     "find_newest",
@@ -44,10 +45,10 @@ def writing(folder: Path) -> Iterator[Path]:
         manifest = {str(path.relative_to(unfinished)): _describe(path) for path in files}
         (unfinished / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*files, unfinished / MANIFEST_FILE, unfinished):
-            _sync(path)
+            sync(path)
         shutil.rmtree(folder, ignore_errors=True)  # of the same step, from before the run was taken up again
         unfinished.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -104,9 +105,9 @@ def replace_file(path: Path, content: str | bytes) -> None:
     """Write a file so that there is either the old or the new one at any moment."""
     unfinished = path.with_name(f".{path.name}{_UNFINISHED}")
     unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-    _sync(unfinished)
+    sync(unfinished)
     unfinished.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _describe(path: Path) -> dict[str, int | str]:
@@ -115,14 +116,3 @@ def _describe(path: Path) -> dict[str, int | str]:
         while part := file.read(1 << 20):
             digest.update(part)
     return {"size_bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

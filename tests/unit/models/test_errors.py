@@ -146,6 +146,11 @@ def test_a_config_in_another_type(folder: Path, tmp_path: Path) -> None:
         quantize_folder(folder, tmp_path / "out")
 
 
+def test_a_device_that_is_not_there(folder: Path) -> None:
+    with pytest.raises(InputError, match="There is no device 'cuda:99'"):
+        fourbit.load(folder, device="cuda:99")
+
+
 def test_a_base_class_as_architecture(use: Use, folder: Path) -> None:
     edit(folder, architectures=["PreTrainedModel"])
     with pytest.raises(NotAModel, match="names PreTrainedModel as its architecture, which is no model by itself"):
@@ -259,6 +264,7 @@ def test_a_file_of_another_kind(use: Use, folder: Path, raw: bytes) -> None:
         ("dtype", [], r"has the dtype \[\]"),
         ("shape", [172, 65], "needs 44,720"),
         ("shape", [-172, -64], "a size is no whole number"),
+        ("shape", [0, 1 << 70], "beyond all bounds"),
         ("shape", "big", "corrupt at the tensor|a size is no whole number"),
         ("shape", None, "corrupt at the tensor"),
         ("data_offsets", [0], "corrupt at the tensor"),
