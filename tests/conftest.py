@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("FOURBIT_SHARED", REPOSITORY.parent / "shared"))
@@ -17,6 +18,12 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 # A shell starts its background jobs with Ctrl-C ignored, and a process that ignores it hands that on to its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples each time, so that no change fails by another's bug; `make test-search` looks for new ones. A loaded
+# machine is no reason to fail.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def _shared(path: str) -> Path:

@@ -63,7 +63,7 @@ def tables(codebook: Codebook) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(codebook.thresholds), torch.from_numpy(codebook.ranked_codes)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(seeds, sizes, magnitudes, dtypes, block_sizes, codebooks)
 def test_quantize(
     level: str, seed: int, size: int, magnitude: float, dtype: torch.dtype, block_size: int, codebook: Codebook
@@ -74,7 +74,7 @@ def test_quantize(
         assert_same(ours, theirs)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data(), st.integers(1, 9000), dtypes, st.sampled_from([torch.nan, torch.inf, -torch.inf]))
 def test_what_is_not_finite_is_refused(
     level: str, data: st.DataObject, size: int, dtype: torch.dtype, value: float
@@ -85,7 +85,7 @@ def test_what_is_not_finite_is_refused(
         native_quantize.quantize_blocks(weight, *tables(CODEBOOKS["nf4"]), 64)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(seeds, st.integers(0, 3000), magnitudes)
 def test_absmax(level: str, seed: int, size: int, magnitude: float) -> None:
     scales = drawn(seed, size, magnitude, torch.float32).abs()
@@ -114,7 +114,7 @@ def quantized(seed: int, size: int, block_size: int, magnitude: float, *, nested
     return packed, *reference.quantize_absmax(scales, offset), offset
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(seeds, sizes, magnitudes, dtypes, block_sizes, codebooks, st.booleans())
 def test_dequantize(
     level: str,
@@ -145,7 +145,7 @@ def test_dequantize_past_the_caches(level: str, unaligned: bool) -> None:
     assert buffer[: out.storage_offset()].any() == buffer[out.storage_offset() + size :].any() == False  # noqa: E712
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     seeds,
     st.integers(1, 70),

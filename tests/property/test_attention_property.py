@@ -77,7 +77,7 @@ CASES = st.builds(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(case=CASES)
 @example(case=Case(batch=2, kv_heads=2, queries=256, keys=256, size=64, v_size=64, layout="tokens"))
 @example(case=Case(kv_heads=1, group=4, queries=300, keys=300, size=128, v_size=128, layout="tokens"))

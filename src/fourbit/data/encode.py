@@ -8,7 +8,7 @@ will be for generation, and a token carries loss where it overlaps an answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
@@ -115,9 +115,10 @@ class Encoder:
 
     def _closed(self, text: str, end: int) -> int:
         """Behind what ends the turn of an answer that ends there."""
-        for closes in (self._closing, self._inner_closing):
-            if text.startswith(closes, end):
-                return end + len(closes)
+        for begins in (end, end + _white(text, end)):
+            for closes in (self._closing, self._inner_closing):
+                if closes and text.startswith(closes, begins):
+                    return begins + len(closes)
         return end
 
     def _by_prefixes(self, text: str, messages: Turns) -> list[Span]:
@@ -216,16 +217,34 @@ def _find(text: str, skeleton: str, messages: Turns) -> list[Span] | None:
     spans, position = [], len(pieces[0])
     for number, (answer, behind) in enumerate(zip(answers, pieces[1:], strict=True)):
         is_last = number + 1 == len(answers)
-        for said in dict.fromkeys((answer, answer.strip(), answer.lstrip(), answer.rstrip())):
-            end = position + len(said)
-            follows = text[end:] == behind if is_last else text.startswith(behind, end)
-            if follows and text.startswith(said, position):
+        for end in _ends(text, position, answer):
+            if text[end:] == behind if is_last else text.startswith(behind, end):
                 break
         else:
             return None
         spans.append((position, end))
         position = end + len(behind)
     return spans
+
+
+def _ends(text: str, position: int, answer: str) -> Iterator[int]:
+    """Where an answer that begins there may end, most of it first: templates trim white space, each its own way."""
+    if text.startswith(answer, position):
+        yield position + len(answer)
+    words = answer.strip()
+    begins = position + _white(text, position)
+    if not text.startswith(words, begins) or not answer[: _white(answer)].endswith(text[position:begins]):
+        return
+    ends = begins + len(words)
+    behind = answer[len(answer.rstrip()) :]
+    for kept in range(len(behind), -1, -1):
+        if text.startswith(behind[:kept], ends):
+            yield ends + kept
+
+
+def _white(text: str, position: int = 0) -> int:
+    """How many characters of white space stand there."""
+    return next((at for at in range(position, len(text)) if not text[at].isspace()), len(text)) - position
 
 
 def _mark(number: int) -> str:
