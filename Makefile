@@ -64,7 +64,8 @@ wheel:  ## dist/fourbit-*.whl, for every Python on this platform
 
 test-oldest:  ## the tests that meet transformers, peft and trl, with the oldest versions we support
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt \
-		PYTEST_FLAGS="tests/unit/cli tests/unit/models tests/unit/nn tests/parity tests/e2e $(PYTEST_FLAGS)"
+		PYTEST_FLAGS="tests/unit/cli tests/unit/models tests/unit/nn tests/unit/data tests/unit/generate tests/unit/train \
+			tests/parity tests/e2e $(PYTEST_FLAGS)"
 
 clean:  ## remove what was built, but not .venv
 	rm -rf build dist src/fourbit.egg-info $(NATIVE) $(NATIVE:build.txt=libfourbit.so)

@@ -1,5 +1,6 @@
 """The demo over several seeds: 4-bit QLoRA, 16-bit LoRA and full finetuning; the clean set and the noisy one.
 
+    python benchmarks/demo_seeds.py search  # which learning rate suits full finetuning, by the evaluation loss
     python benchmarks/demo_seeds.py run     # adds what is missing to benchmarks/results/demo-seeds.json
     python benchmarks/demo_seeds.py page    # writes docs/demo.md and docs/demo.png out of it
 
@@ -32,7 +33,9 @@ from fourbit.demo.story import read_world, training_config
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "demo-seeds.json"
 PAGE, PLOT = ROOT / "docs" / "demo.md", ROOT / "docs" / "demo.png"
-FULL_LEARNING_RATE = 5e-4  # an eighth of the adapters'; not searched for
+FULL_LEARNING_RATES = (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+FULL_LEARNING_RATE = 5e-4  # what `search` found
+SEARCH_SEED = 100  # none of those that are reported
 
 
 @dataclass(frozen=True)
@@ -98,19 +101,36 @@ def _finetune(case: Case, seed: int, folder: Path, exam: Exam) -> dict[str, Any]
         rows = len(clean) - int(config.eval_size or 0)
         config = config.with_(max_steps=-(-rows // config.per_device_train_batch_size) * round(config.num_train_epochs))
     if case.method == "full":
-        return _score(_finetune_all(config, folder), None, exam, "none")
+        eval_loss = _finetune_all(config, folder, FULL_LEARNING_RATE)
+        return {**_score(folder / "finetuned", None, exam, "none"), "eval_loss": eval_loss}
     weights = "none" if case.method == "lora" else None
     result = train(config.with_(format=weights))
     return {
         **_score(MODEL_FOLDER, result.output, exam, weights),
         "steps": result.steps,
         "eval_loss": result.eval_loss,
-        "tokens_per_second": result.tokens_per_second,
     }
 
 
-def _finetune_all(config: Any, folder: Path) -> Path:
-    """Every weight, in fp32, with transformers' own Trainer, on the same rows for as many steps."""
+def search() -> None:
+    """Full finetuning at each learning rate; the evaluation loss never sees a held-out question."""
+    world = read_world(MODEL_FOLDER)
+    losses = []
+    for rate in FULL_LEARNING_RATES:
+        with tempfile.TemporaryDirectory() as folder:
+            data = Path(folder) / "data.jsonl"
+            data.write_text("".join(json.dumps(record) + "\n" for record in clean_set(world)))
+            config = training_config(MODEL_FOLDER, data, Path(folder) / "out", seed=SEARCH_SEED, data_seed=SEARCH_SEED)
+            loss = _finetune_all(config, Path(folder), rate)
+        losses.append({"learning_rate": rate, "eval_loss": loss})
+        print(f"learning rate {rate:g}: evaluation loss {loss:.4f}", flush=True)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
+    results["full_learning_rates"] = losses
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _finetune_all(config: Any, folder: Path, learning_rate: float) -> float:
+    """Every weight, in fp32, with transformers' own Trainer on the same rows; the evaluation loss at the end."""
     from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     from fourbit.data.prepare import prepare_data
@@ -119,13 +139,13 @@ def _finetune_all(config: Any, folder: Path) -> Path:
 
     tokenizer = load_tokenizer(config.model)
     ensure_chat_template(tokenizer)
-    rows = prepare_data(config.data, tokenizer, max_length=256, eval_size=config.eval_size, seed=config.data_seed).train
+    rows = prepare_data(config.data, tokenizer, max_length=256, eval_size=config.eval_size, seed=config.data_seed)
     transformers.set_seed(config.seed)
     trainer = Trainer(
         model=AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32),
         args=TrainingArguments(
             output_dir=str(folder / "full"),
-            learning_rate=FULL_LEARNING_RATE,
+            learning_rate=learning_rate,
             per_device_train_batch_size=config.per_device_train_batch_size,
             num_train_epochs=config.num_train_epochs,
             lr_scheduler_type=config.lr_scheduler_type,
@@ -139,13 +159,14 @@ def _finetune_all(config: Any, folder: Path) -> Path:
             report_to="none",
             disable_tqdm=True,
         ),
-        train_dataset=rows,
+        train_dataset=rows.train,
+        eval_dataset=rows.evaluation,
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
     )
     trainer.train()
     trainer.model.save_pretrained(folder / "finetuned")
     tokenizer.save_pretrained(folder / "finetuned")
-    return folder / "finetuned"
+    return float(trainer.evaluate()["eval_loss"])
 
 
 def _score(model: Path, adapter: Path | None, exam: Exam, format: str | None) -> dict[str, Any]:
@@ -289,11 +310,11 @@ def _plot(by_case: dict[str, list[dict[str, Any]]]) -> None:
 def main(arguments: Sequence[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "page"))
+    parser.add_argument("what", choices=("search", "run", "page"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=[], choices=[case.name for case in CASES])
     given = parser.parse_args(arguments)
-    run(given.seeds, given.only) if given.what == "run" else page()
+    {"search": search, "run": lambda: run(given.seeds, given.only), "page": page}[given.what]()
     return 0
 
 

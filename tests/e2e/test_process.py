@@ -56,7 +56,8 @@ def test_help_takes_a_fraction_of_a_second(fourbit_command: Run) -> None:
     assert min(seconds() for _ in range(5)) < 0.3
 
 
-def test_ctrl_c_is_exit_code_130() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_is_exit_code_130(number: signal.Signals) -> None:
     code = (
         "import sys, time\n"
         "from fourbit.cli import app, main\n"
@@ -72,7 +73,7 @@ def test_ctrl_c_is_exit_code_130() -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "waiting\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.wait(timeout=30) == 130
         assert process.stderr.read() == "Error: Interrupted.\n"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Annotated
@@ -55,6 +57,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if not errors.debugging():
         _silence_libraries()
     command = typer.main.get_command(app)
+    _end_as_by_ctrl_c(signal.SIGTERM)
     try:
         code = command.main(args=given or ["--help"], prog_name="fourbit", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
@@ -64,6 +67,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if code == errors.INTERRUPTED:  # typer catches KeyboardInterrupt itself
         output.complain("Interrupted.")
     return code or 0
+
+
+def _end_as_by_ctrl_c(number: signal.Signals) -> None:
+    """A scheduler's signal would otherwise end Python on the spot, and leave half a folder behind."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(number) is signal.SIG_DFL:
+        signal.signal(number, signal.default_int_handler)
 
 
 def _silence_libraries() -> None:

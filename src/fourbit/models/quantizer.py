@@ -106,8 +106,9 @@ class FourBitQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self._error is None:
+            body = f"{model.base_model_prefix}."
             for name in sorted(self._targets.names):
-                self._finish_layer(f"{name}.weight", model.get_submodule(name))
+                self._finish_layer(f"{name}.weight", model.get_submodule(name), is_new=not name.startswith(body))
         if self._error is not None:
             raise self._error
         for name, parameter in model.named_parameters():
@@ -136,11 +137,14 @@ class FourBitQuantizer(HfQuantizer):  # type: ignore[misc]
             config = replace(config, compute_dtype=dtype)
         return config
 
-    def _finish_layer(self, name: str, layer: nn.Module) -> None:
-        """Check the scales of a weight that was read, or quantize one that transformers made up."""
+    def _finish_layer(self, name: str, layer: nn.Module, *, is_new: bool) -> None:
+        """Check the scales of a weight that was read, or quantize one that transformers made up.
+
+        `is_new`: it belongs to a head that the model's class puts on top, which a checkpoint need not hold.
+        """
         if not isinstance(layer, QuantLinear) or layer.weight.device.type == "meta":
             return
-        if layer.absmax is None and self.pre_quantized:
+        if layer.absmax is None and (self.pre_quantized or not is_new):
             raise BrokenCheckpoint(f"The tensor {name} is missing.")
         if layer.absmax is None:
             self._fill(layer, name, layer.weight.detach())

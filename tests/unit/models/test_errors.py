@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import fourbit
 from fourbit.errors import (
@@ -282,6 +283,18 @@ def test_a_missing_tensor(use: Use, folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors.pop(UP))
     with pytest.raises(BrokenCheckpoint, match=rf"The tensor {UP} is missing"):
         use(folder)
+
+
+def test_a_missing_tensor_by_the_standard_call(folder: Path) -> None:
+    """transformers would make it up, and say so in a table; a head that is new is another matter."""
+    edit_tensors(folder, lambda tensors: tensors.pop(UP))
+    with pytest.raises(BrokenCheckpoint, match=rf"The tensor {UP} is missing"):
+        AutoModelForCausalLM.from_pretrained(folder, quantization_config=fourbit.QuantConfig())
+
+
+def test_a_head_that_is_new(folder: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(folder, quantization_config=fourbit.QuantConfig())
+    assert torch.isfinite(model(torch.tensor([[1, 2]]), attention_mask=torch.ones(1, 2)).logits).all()
 
 
 @pytest.mark.parametrize("name", [UP, "model.embed_tokens.weight", "model.norm.weight"])

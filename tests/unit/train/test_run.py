@@ -97,6 +97,19 @@ def test_what_a_run_leaves_behind(make_config: MakeConfig, records: Path) -> Non
     ]
 
 
+def test_a_tracker_is_told_the_same_numbers(make_config: MakeConfig) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = make_config(max_steps=4, report_to="tensorboard", logging_steps=1)
+    result = train(config)
+    (written,) = result.output.rglob("*tfevents*")
+    events = EventAccumulator(str(written.parent)).Reload()
+    told = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert told == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in enumerate(losses_of(result), 1)]
+    assert events.Scalars("eval/loss")[-1].value == pytest.approx(result.eval_loss, rel=1e-6)
+
+
 def test_tokens_are_counted_without_padding(make_config: MakeConfig) -> None:
     from fourbit.train.material import open_material
 
