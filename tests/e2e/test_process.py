@@ -78,6 +78,27 @@ def test_ctrl_c_is_exit_code_130(number: signal.Signals) -> None:
         assert process.stderr.read() == "Error: Interrupted.\n"
 
 
+@pytest.mark.parametrize(
+    ("verb", "given", "expected"),
+    [("doctor", {}, "1000"), ("doctor", {"OMP_WAIT_POLICY": "active"}, None), ("bench", {}, None)],
+)
+def test_a_waiting_thread_gives_its_processor_away(verb: str, given: dict[str, str], expected: str | None) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import os\nfrom fourbit.cli import main\nmain(['{verb}', '--help'])\n"
+            "print(os.environ.get('GOMP_SPINCOUNT'))",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))} | given,
+    )
+    assert done.stdout.splitlines()[-1] == str(expected)
+
+
 def test_a_reader_that_went_away_is_no_traceback() -> None:
     done = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m fourbit doctor --json | true"],
