@@ -13,12 +13,15 @@ from fourbit.formats import Codebook, check_block_size, codebook
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BITSANDBYTES_FORMATS", "COMPUTE_DTYPES", "QuantConfig"]
+__all__ = ["BITSANDBYTES_FORMATS", "COMPUTE_DTYPES", "NOT_QUANTIZED", "QuantConfig", "chosen_config"]
 
 BITSANDBYTES_FORMATS = ("nf4", "fp4")
 """The formats that bitsandbytes reads; a folder in another one is marked as ours alone."""
 
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+
+NOT_QUANTIZED = "none"
+"""In the place of a format: the model stays in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -158,3 +161,21 @@ def _names(skip: object) -> tuple[str, ...]:
 def _method(settings: Mapping[str, Any]) -> str:
     method = settings.get("quant_method")
     return f"{method} to 8 bits" if method == "bitsandbytes" else str(method)
+
+
+def chosen_config(format: str | None, block_size: int | None, double_quant: bool | None) -> QuantConfig | None:
+    """What three settings that may each be left out (None) ask for together.
+
+    Returns:
+        None where nothing was asked for, so that a model in 4 bits keeps what it has, and for NOT_QUANTIZED.
+
+    Raises:
+        InputError: they contradict each other, or one makes no sense.
+    """
+    settings = {"format": format, "block_size": block_size, "double_quant": double_quant}
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    if format == NOT_QUANTIZED and len(given) > 1:
+        raise InputError(
+            f"The block size and double quantization go with a format; the format {NOT_QUANTIZED!r} quantizes nothing."
+        )
+    return QuantConfig(**given) if given and format != NOT_QUANTIZED else None

@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from fourbit.errors import InputError
-from fourbit.quant.config import COMPUTE_DTYPES, QuantConfig
+from fourbit.quant.config import COMPUTE_DTYPES, QuantConfig, chosen_config
 from fourbit.train import values
 
-__all__ = ["NOT_QUANTIZED", "TrainConfig"]
-
-NOT_QUANTIZED = "none"
-"""The `format` that leaves a model in 16 bits."""
+__all__ = ["TrainConfig"]
 
 LOSS_ON = ("answers", "all")
 OLD_NAMES = {"warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy"}
@@ -181,11 +178,7 @@ class TrainConfig:
         Raises:
             InputError: the three keys contradict each other or make no sense.
         """
-        settings = {"format": self.format, "block_size": self.block_size, "double_quant": self.double_quant}
-        given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-        if self.format == NOT_QUANTIZED and len(given) > 1:
-            raise InputError("`block_size` and `double_quant` go with a format; `format: none` quantizes nothing.")
-        return QuantConfig(**given) if given and self.format != NOT_QUANTIZED else None
+        return chosen_config(self.format, self.block_size, self.double_quant)
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any], *, source: str = "The configuration") -> TrainConfig:

@@ -9,10 +9,9 @@ import torch
 from fourbit.errors import InputError
 from fourbit.models import adapters
 from fourbit.models.folders import locate
-from fourbit.models.loading import load
+from fourbit.models.origin import ModelOrigin
 from fourbit.models.prepare import prepare
-from fourbit.models.unquantized import load_unquantized
-from fourbit.train.config import NOT_QUANTIZED, TrainConfig
+from fourbit.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,14 +42,16 @@ def load_trainable(config: TrainConfig) -> PeftModel:
 
 
 def _load_base(config: TrainConfig) -> Any:
-    arguments: dict[str, Any] = {
-        "dtype": getattr(torch, config.dtype),
-        "trust_remote_code": config.trust_remote_code,
-        "revision": config.revision,
-    }
-    if config.format == NOT_QUANTIZED:
-        return load_unquantized(config.model, **arguments)
-    return load(config.model, config.quantization(), **arguments)
+    origin = ModelOrigin(
+        model=config.model,
+        format=config.format,
+        block_size=config.block_size,
+        double_quant=config.double_quant,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        revision=config.revision,
+    )
+    return origin.load_model()
 
 
 def _check_shape(config: TrainConfig, settings: Any) -> None:
