@@ -175,7 +175,5 @@ def chosen_config(format: str | None, block_size: int | None, double_quant: bool
     settings = {"format": format, "block_size": block_size, "double_quant": double_quant}
     given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     if format == NOT_QUANTIZED and len(given) > 1:
-        raise InputError(
-            f"The block size and double quantization go with a format; the format {NOT_QUANTIZED!r} quantizes nothing."
-        )
+        raise InputError(f"A block size and double quantization go with a format; {NOT_QUANTIZED} quantizes nothing.")
     return QuantConfig(**given) if given and format != NOT_QUANTIZED else None

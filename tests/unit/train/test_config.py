@@ -94,7 +94,7 @@ def test_quantization() -> None:
         ({"loss_on": "anwsers"}, "`loss_on` is 'anwsers'; it must be one of answers, all"),
         ({"dtype": "int8"}, "`dtype` is 'int8'; it must be one of float32, bfloat16, float16"),
         ({"format": "nf5"}, "nf5"),
-        ({"format": "none", "block_size": 64}, "`format: none` quantizes nothing"),
+        ({"format": "none", "block_size": 64}, "none quantizes nothing"),
         ({"block_size": 60}, "60"),
         ({"max_length": 1}, "`max_length` is 1; it must be 2 or more"),
         ({"target_modules": [1]}, "`target_modules` is .* it must be a text or a list"),
