@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from fourbit.errors import InputError
 from fourbit.evaluate.bootstrap import bootstrap_interval
 from fourbit.evaluate.losses import IGNORED, TokenLosses
+from fourbit.models.mode import evaluating
 
 __all__ = ["DEFAULT_LENGTH", "Perplexity", "measure_perplexity"]
 
@@ -291,7 +291,7 @@ def _score(
     device = next(model.parameters()).device
     total, done = sum(document.scored for document in encoded), 0
     losses = np.zeros(len(encoded))
-    with _evaluating(model):
+    with evaluating(model):
         score = TokenLosses(model)
         for batch in _batches(windows, batch_size * length):
             inputs, targets = _rows(batch, encoded)
@@ -321,15 +321,3 @@ def _rows(batch: list[_Window], encoded: list[_Document]) -> tuple[Tensor, Tenso
         if first < window.stop:
             targets[row, first - window.start : window.width] = document.ids[first + 1 : window.stop + 1]
     return inputs, targets
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in `eval()`, and afterwards as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

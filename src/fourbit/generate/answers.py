@@ -11,7 +11,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from fourbit.generate.conversation import Message, Prompt, render
 from fourbit.generate.endings import find_endings
 from fourbit.generate.growing import Growing
 from fourbit.generate.sampling import NextToken, Sampling
+from fourbit.models.mode import evaluating
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -255,7 +255,7 @@ def _run(
         ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
         mask[row, width - len(prompt.ids) :] = 1
     device = model.get_input_embeddings().weight.device
-    with _evaluating(model):
+    with evaluating(model):
         model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
@@ -315,15 +315,3 @@ def _check_ids(model: Any, prompts: Sequence[Prompt]) -> None:
         raise InputError(
             f"The tokenizer gives token {largest}, and the model knows {rows} tokens: it is another model's tokenizer."
         )
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Every module in `eval()`, and afterwards as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
