@@ -11,6 +11,7 @@ import typer
 
 from fourbit.cli import output
 from fourbit.errors import InputError
+from fourbit.words import size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -116,7 +117,7 @@ def _outline_facts(plan: dict[str, Any]) -> dict[str, str]:
     return {
         "base model": plan["model"],
         "parameters": f"{plan['parameters']:,}",
-        "weights": f"{output.size(plan['bytes_16bit'])} → {output.size(plan['bytes_4bit'])} in 4 bits",
+        "weights": f"{size(plan['bytes_16bit'])} → {size(plan['bytes_4bit'])} in 4 bits",
         "conversations": f"{plan['examples']:,} to learn from",
         "questions": f"{plan['questions']:,}, held out",
         "training": f"{plan['steps']:,} steps in 4 bits, and as many in 16",
@@ -137,13 +138,13 @@ def _table(keys: dict[str, Any]) -> RenderableType:
         table.add_row(name, *(f"{keys[f'{key}_{when}']:.1%}" for when in ("before", "after", "16bit")))
     rates = [keys["tokens_per_second"], keys["tokens_per_second_16bit"]]
     table.add_row("tokens/s in training", "", *("" if rate is None else f"{rate:,.0f}" for rate in rates))
-    table.add_row("weights of the base", *(output.size(keys[f"bytes_{bits}bit"]) for bits in (4, 4, 16)))
+    table.add_row("weights of the base", *(size(keys[f"bytes_{bits}bit"]) for bits in (4, 4, 16)))
     folder = keys["output"]
     facts = output.facts(
         f"Done in {keys['seconds']:.0f} s",
         {
             "report": keys["report"],
-            "peak memory": f"{output.size(keys['peak_bytes'])} (nearly all of it Python and torch)",
+            "peak memory": f"{size(keys['peak_bytes'])} (nearly all of it Python and torch)",
             "talk to it": f"fourbit chat {folder}/base-nf4 --adapter {folder}/qlora",
             "train your own": "fourbit train --model MODEL --data DATA --output OUT",
         },

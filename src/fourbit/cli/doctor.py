@@ -12,6 +12,7 @@ import typer
 from fourbit.cli import output
 from fourbit.cli.errors import OUR_FAULT
 from fourbit.errors import InputError
+from fourbit.words import size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -165,7 +166,7 @@ def _device_line(device: dict[str, Any]) -> str:
         detail = f"{device['cores']} cores, {device['threads']} threads"
     else:
         detail = f"compute capability {device['capability']}"
-    return f"{device['name']}, {detail}, {output.size(device['memory_bytes'])}"
+    return f"{device['name']}, {detail}, {size(device['memory_bytes'])}"
 
 
 def _native_line(native: dict[str, Any]) -> str:

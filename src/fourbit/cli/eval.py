@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fourbit.cli import options, output
+from fourbit.words import size
 
 if TYPE_CHECKING:
     from fourbit.evaluate import Perplexity
@@ -126,10 +127,10 @@ def _facts(keys: dict[str, Any]) -> dict[str, str]:
     return {
         "perplexity": f"{keys['perplexity']:.4f}",
         "bits per byte": f"{keys['bits_per_byte']:.4f}",
-        "tokens": f"{keys['tokens']:,}, for {output.size(keys['bytes'])} of text",
+        "tokens": f"{keys['tokens']:,}, for {size(keys['bytes'])} of text",
         "documents": f"{keys['documents']:,}",
         "weights": weights,
         "windows": f"{keys['sequence_length']} tokens, {keys['stride']} from one to the next",
         "time": f"{keys['seconds']:.1f} s, {keys['tokens_per_second']:,.0f} tokens/s",
-        "peak memory": output.size(keys["peak_rss_bytes"]),
+        "peak memory": size(keys["peak_rss_bytes"]),
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fourbit.cli import options, output
+from fourbit.words import size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -151,5 +152,5 @@ def _table(job: Job, keys: dict[str, Any], made: Made | None) -> Callable[[], Re
         return lambda: output.facts(f"{keys['output']} would be", rows)
     rows["answered"] = f"{keys['answered']:,}, with {keys['tokens']:,} tokens"
     rows["time"] = f"{keys['seconds']:.1f} s, {keys['tokens_per_second']:,.0f} tokens/s"
-    rows["peak memory"] = output.size(keys["peak_rss_bytes"])
+    rows["peak memory"] = size(keys["peak_rss_bytes"])
     return lambda: output.facts(keys["output"], rows)

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from fourbit.train.events import Began, Evaluated, Event, Said, Saved, Stepped
-from fourbit.train.words import duration, size
+from fourbit.words import duration, size
 
 __all__ = ["Watcher"]
 

@@ -7,20 +7,26 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from fourbit.words import duration
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["AsJson", "Progress", "Show", "complain", "facts", "progress", "result", "size"]
+__all__ = ["AsJson", "Progress", "Show", "complain", "facts", "progress", "result"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Show = Callable[[Mapping[str, Any], "Callable[[], RenderableType]"], None]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
+
+LINE_SECONDS = 30.0
+"""How often progress is told where no bar can be drawn."""
 
 
 @contextlib.contextmanager
@@ -68,9 +74,9 @@ def _is_descriptor_1(stream: TextIO) -> bool:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:
-    """A progress bar on stderr, where that is a terminal."""
+    """A progress bar on stderr; where that is no terminal, a line now and then."""
     if not sys.stderr.isatty():
-        yield lambda what, done, total: None
+        yield _Lines()
         return
     from rich import progress as bars
     from rich.console import Console
@@ -84,6 +90,22 @@ def progress() -> Iterator[Progress]:
     with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+class _Lines:
+    """Progress for a log file: nothing about what is done soon, else a line every half minute."""
+
+    def __init__(self) -> None:
+        self._began = self._told = time.monotonic()
+        self._what = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if (now - self._told < LINE_SECONDS and done < total) or now - self._began < LINE_SECONDS:
+            return
+        self._told = now
+        left = f", {duration((now - self._began) * (total - done) / done)} left" if 0 < done < total else ""
+        print(f"{what}: {done:,} of {total:,}{left}", file=sys.stderr, flush=True)
 
 
 def complain(sentence: str) -> None:
@@ -110,12 +132,3 @@ def facts(title: str, rows: Mapping[Any, str]) -> RenderableType:
     for name, value in rows.items():
         table.add_row(Text(str(name)), Text(value))
     return Group(Text(title, style="bold"), Padding(table, (0, 0, 0, 2), expand=False), "")
-
-
-def size(count: float) -> str:
-    """A number of bytes for people, in powers of ten: 12.3 MB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fourbit.cli import output
+from fourbit.words import size
 
 __all__ = ["quantize"]
 
@@ -63,10 +64,10 @@ def quantize(
                     "model": model,
                     "format": f"{format.upper()}, blocks of {block_size}{scales}",
                     "parameters": f"{report.parameters:,}",
-                    "size": f"{output.size(report.bytes_before)} → {output.size(report.bytes_after)}",
+                    "size": f"{size(report.bytes_before)} → {size(report.bytes_after)}",
                     "bits per parameter": f"{report.bits_per_parameter:.2f}",
                     "time": f"{report.seconds:.1f} s",
-                    "peak memory": output.size(report.peak_rss_bytes),
+                    "peak memory": size(report.peak_rss_bytes),
                 },
             ),
         )

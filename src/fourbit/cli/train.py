@@ -11,6 +11,7 @@ import typer
 from fourbit.cli import output
 from fourbit.cli.errors import Interrupted
 from fourbit.errors import InputError
+from fourbit.words import size
 
 if TYPE_CHECKING:
     from fourbit.train import TrainConfig, TrainResult
@@ -105,7 +106,7 @@ def _facts(result: TrainResult) -> dict[str, str]:
         rows["evaluation loss"] = f"{'' if before is None else f'{before:.4f} → '}{result.eval_loss:.4f}"
     if result.tokens_per_second is not None:
         rows["speed"] = f"{result.tokens_per_second:,.0f} tokens/s"
-    rows["peak memory"] = output.size(result.peak_bytes)
+    rows["peak memory"] = size(result.peak_bytes)
     rows["report"] = str(result.output / keys["report"])
     rows["talk to it"] = f"fourbit chat {model_arguments(keys['config'])}"
     return rows

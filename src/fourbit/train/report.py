@@ -11,7 +11,7 @@ from typing import Any
 from fourbit.train.charts import Series, draw, smooth
 from fourbit.train.config import TrainConfig
 from fourbit.train.samples import Sample
-from fourbit.train.words import duration, size
+from fourbit.words import duration, size
 
 __all__ = ["model_arguments", "write_report"]
 

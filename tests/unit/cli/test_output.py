@@ -50,23 +50,26 @@ def test_json_has_no_numbers_that_json_does_not_have() -> None:
         show({"perplexity": float("inf")}, Text)
 
 
-def test_progress_is_silent_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_done_soon_is_not_told_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert not sys.stderr.isatty()
     with output.progress() as progress:
         progress("quantizing", 1, 2)
+        progress("quantizing", 2, 2)
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 bytes"),
-        (999, "999 bytes"),
-        (1000, "1.0 kB"),
-        (1_044_992, "1.0 MB"),
-        (3.3e9, "3.3 GB"),
-        (5e13, "50,000.0 GB"),
-    ],
-)
-def test_sizes(count: float, text: str) -> None:
-    assert output.size(count) == text
+def test_what_takes_long_is_told_off_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(output.time, "monotonic", lambda: now)
+    with output.progress() as progress:
+        for done in range(1, 11):
+            now = 10.0 * done
+            progress("generating, 5 tokens/s", done, 10)
+    assert capsys.readouterr().err.splitlines() == [
+        "generating, 5 tokens/s: 3 of 10, 1 min 10 s left",
+        "generating, 5 tokens/s: 6 of 10, 40.0 s left",
+        "generating, 5 tokens/s: 9 of 10, 10.0 s left",
+        "generating, 5 tokens/s: 10 of 10",
+    ]

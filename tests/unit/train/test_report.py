@@ -13,7 +13,6 @@ from fourbit.train import TrainConfig
 from fourbit.train.charts import Series, draw, smooth
 from fourbit.train.report import model_arguments, write_report
 from fourbit.train.samples import Sample
-from fourbit.train.words import duration, size
 
 
 def metrics(**changes: Any) -> dict[str, Any]:
@@ -140,8 +139,3 @@ def test_a_chart_of_one_value_that_never_changes() -> None:
 def test_smoothing_is_not_pulled_towards_the_start() -> None:
     assert smooth([(1, 4.0), (2, 4.0)], weight=0.9) == [(1, pytest.approx(4.0)), (2, pytest.approx(4.0))]
     assert smooth([(1, 0.0), (2, 1.0)], weight=0.5)[-1] == (2, pytest.approx(2 / 3))
-
-
-def test_words() -> None:
-    assert [size(count) for count in (999, 12_345, 123_456_789, 9.87e9)] == ["999 bytes", "12.3 kB", "123 MB", "9.9 GB"]
-    assert [duration(seconds) for seconds in (4.21, 200, 7500)] == ["4.2 s", "3 min 20 s", "2 h 05 min"]
