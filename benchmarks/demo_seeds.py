@@ -240,8 +240,9 @@ Mean ± standard deviation over the seeds ({versions}).
 - **What is asked.** The base has read every fact of a small made-up world and only continues text. A held-out question
   asks for a fact that no finetuning example asks for; right is the whole answer and nothing else, after lower case and
   punctuation. {strangers} more questions are about people who do not exist.
-- **4 bits against 16.** {gap} Full finetuning
-  ran at the learning rate of six that gave the least evaluation loss with another seed ({rates}).
+- **4 bits against 16.** {gap}
+  Full finetuning ran at the learning rate of six that gave the least evaluation loss with another seed
+  ({rates}).
 - **Quality against quantity.** The clean set has {clean:,} conversations, all right and in one manner. The noisy set
   has {noisy:,}: three answers in ten are wrong, half of them have another shape, whole kinds of questions are missing,
   and nothing is ever unknown. "As many steps" trains as long as on the clean set, "as many passes" reads each record as

@@ -17,7 +17,10 @@ from fourbit.errors import InputError
 from fourbit.quant.config import COMPUTE_DTYPES, QuantConfig, chosen_config
 from fourbit.train import values
 
-__all__ = ["TrainConfig"]
+__all__ = ["USUAL_LENGTH", "TrainConfig"]
+
+USUAL_LENGTH = 512
+"""Tokens of an example at most, unless the config or the model says otherwise."""
 
 LOSS_ON = ("answers", "all")
 OLD_NAMES = {"warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy"}

@@ -12,7 +12,7 @@ from fourbit.errors import InputError, MissingExtra
 from fourbit.models.architecture import read_config
 from fourbit.models.folders import locate
 from fourbit.models.tokenizer import VOCABULARY_FILES, load_tokenizer
-from fourbit.train.config import TrainConfig
+from fourbit.train.config import USUAL_LENGTH, TrainConfig
 from fourbit.train.events import OnEvent, Said
 from fourbit.train.values import NOT_INSTALLED
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Material", "open_material"]
-
-USUAL_LENGTH = 512
 
 
 @dataclass(frozen=True)
