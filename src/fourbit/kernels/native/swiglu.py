@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fourbit.kernels.native.library import DTYPES, I32, I64, POINTER, bind, check, threads
+from fourbit.kernels.rows import as_rows
 
 __all__ = ["accepts_swiglu", "accepts_swiglu_backward", "swiglu", "swiglu_backward"]
 
@@ -25,8 +26,8 @@ def accepts_swiglu(gate: Tensor, up: Tensor, activation: str) -> str | None:
 
 def swiglu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """See `kernels.ops.swiglu`."""
-    gate, gate_stride = _as_rows(gate)
-    up, up_stride = _as_rows(up)
+    gate, gate_stride = as_rows(gate)
+    up, up_stride = as_rows(up)
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
     cols = gate.shape[-1]
     status = _forward(
@@ -55,8 +56,8 @@ def accepts_swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor, activation: 
 def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     """The gradients of gate and up."""
     grad = grad.contiguous()
-    gate, gate_stride = _as_rows(gate)
-    up, up_stride = _as_rows(up)
+    gate, gate_stride = as_rows(gate)
+    up, up_stride = as_rows(up)
     grad_gate, grad_up = torch.empty_like(grad), torch.empty_like(grad)
     cols = gate.shape[-1]
     status = _backward(
@@ -75,12 +76,3 @@ def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor, activation: str) -> 
     )
     check(status, "fb_swiglu_backward")
     return grad_gate, grad_up
-
-
-def _as_rows(x: Tensor) -> tuple[Tensor, int]:
-    """A tensor with its rows at one distance from each other, and that distance; half of a wider one stays."""
-    if x.is_contiguous():
-        return x, x.shape[-1]
-    if x.stride(-1) == 1 and all(x.stride(i) == x.stride(i + 1) * x.shape[i + 1] for i in range(x.dim() - 2)):
-        return x, x.stride(-2)
-    return x.contiguous(), x.shape[-1]
