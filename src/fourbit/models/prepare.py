@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 from fourbit.errors import InputError
+from fourbit.kernels import dispatch
 from fourbit.kernels.native import library
 from fourbit.nn.attention import FusedAttention, FusedRotaryAttention, uses_attention_functions, why_not_attention
-from fourbit.nn.fused import Fused, fuse, is_fused
+from fourbit.nn.fused import DEVICES, Fused, fuse, is_fused
 from fourbit.nn.linear import QuantLinear
 from fourbit.nn.loss import FusedCausalLM, FusedHead, FusedLoss
 from fourbit.nn.mlp import FusedMLP, gated_shape, prove_mlp
@@ -56,8 +57,8 @@ def prepare(model: nn.Module, *, gradient_checkpointing: bool = True, fused: boo
 
     The base parameters are frozen, in the dtype they have. The cache is turned off. In training mode and with labels
     given, the loss is computed without the logits ever existing whole, and `logits` comes back as None; evaluation and
-    generation are as before. On a CPU, norms, gated activations, rotary embeddings and attention run on kernels of
-    ours, and freed memory is kept for the next step.
+    generation are as before. Norms, gated activations and rotary embeddings run on kernels of ours; on a CPU so does
+    attention, and freed memory is kept for the next step. On a GPU attention stays torch's.
 
     Args:
         model: of transformers, 16-bit or quantized, before `get_peft_model` (as usual) or after it; then what is
@@ -82,7 +83,7 @@ def prepare(model: nn.Module, *, gradient_checkpointing: bool = True, fused: boo
     if fused:
         _fuse_modules(inner, report)
         _fuse_loss(inner, report)
-        if _on_cpu(inner):
+        if _device_of(inner) == "cpu":
             library.keep_freed_memory()
     model.fourbit_prepared = report  # type: ignore[assignment]
     _LOG.info("prepared %s: %s", type(inner).__name__, report)
@@ -122,14 +123,21 @@ def _checkpoint(model: Any) -> None:
     model.disable_input_require_grads()
 
 
-def _on_cpu(model: Any) -> bool:
-    return all(parameter.device.type == "cpu" for parameter in model.parameters())
+def _device_of(model: Any) -> str | None:
+    """The type of device that a whole model lies on, if it is one that there are kernels for."""
+    found = {parameter.device.type for parameter in model.parameters()}
+    return found.pop() if len(found) == 1 and found <= set(DEVICES) else None
 
 
 def _fuse_modules(model: Any, report: Prepared) -> None:
     """Norms, gated MLPs, rotary embeddings and attention, each proved first."""
-    if not _on_cpu(model):
-        report.left["modules"] = "the model is not on a CPU"
+    device = _device_of(model)
+    if device is None:
+        report.left["modules"] = "the model is not on a CPU or GPU"
+        return
+    runs = dispatch.OPERATIONS["rms_norm"].explain(device)
+    if device != "cpu" and runs["backend"] == "reference":
+        report.left["modules"] = runs["why"]
         return
     for module in list(model.modules()):
         name = type(module).__name__
@@ -140,7 +148,7 @@ def _fuse_modules(model: Any, report: Prepared) -> None:
         elif (shape := gated_shape(module)) is not None:
             _fuse_proved(module, FusedMLP, prove_mlp(module, shape), report)
         elif rotary_function(module) is not None or uses_attention_functions(module):
-            _fuse_attention(module, report)
+            _fuse_attention(module, device, report)
 
 
 _KINDS = (FusedNorm, FusedMLP, FusedAttention, FusedRotary, FusedRotaryAttention)
@@ -156,11 +164,11 @@ def _fuse_proved(module: nn.Module, kind: type[Fused], proved: object, report: P
         report.taken[name] += 1
 
 
-def _fuse_attention(module: nn.Module, report: Prepared) -> None:
+def _fuse_attention(module: nn.Module, device: str, report: Prepared) -> None:
     """The rotary embedding and the attention of one layer, each where it can be taken."""
     name, function = type(module).__name__, rotary_function(module)
     rotary = "it calls no rotary embedding" if function is None else prove_rotary(function)
-    attention = why_not_attention(module) if uses_attention_functions(module) else "it attends in a way of its own"
+    attention = why_not_attention(module, device) if uses_attention_functions(module) else "it attends in a way of its own"
     if rotary is None or attention is None:
         kind = FusedRotary if attention is not None else FusedAttention if rotary is not None else FusedRotaryAttention
         fuse(module, kind, None)

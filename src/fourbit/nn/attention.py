@@ -56,8 +56,14 @@ def uses_attention_functions(module: nn.Module) -> bool:
     return isinstance(forward, types.FunctionType) and _NAME in forward.__code__.co_names
 
 
-def why_not_attention(module: nn.Module) -> str | None:
-    """Why a module that looks up how to attend would gain nothing from our attention; None if it would."""
+def why_not_attention(module: nn.Module, device: str = "cpu") -> str | None:
+    """Why a module that looks up how to attend would gain nothing from our attention; None if it would.
+
+    Args:
+        device: the type of the device it runs on. On a GPU torch's own attention is the fastest there is.
+    """
+    if device != "cpu":
+        return f"on {device} it runs on torch's flash or memory-efficient attention"
     chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
     if chosen != "sdpa":
         return f"the model is set to {chosen} attention, and only sdpa is replaced"

@@ -17,7 +17,10 @@ from typing import Any, cast
 
 from torch import nn
 
-__all__ = ["Fused", "fuse", "is_fused", "rebound"]
+__all__ = ["DEVICES", "Fused", "fuse", "is_fused", "rebound"]
+
+DEVICES = ("cpu", "cuda")
+"""The types of device that our kernels for whole modules are written for; on another a module runs as it always did."""
 
 
 class Fused:

@@ -11,6 +11,7 @@ unforeseen is slower and not wrong.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -187,15 +188,18 @@ def _forward_operators() -> None:
 _forward_operators()
 
 
-class FusedHead(Fused):
-    """A linear head that puts its product off while `deferring`."""
+_DEFERRING = threading.local()
+"""`heads`: those of the training step that this thread is in. Other threads may be asking the same model for logits."""
 
-    deferring: bool = False
+
+class FusedHead(Fused):
+    """A linear head that puts its product off during a training step."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The head's own, or what stands for it."""
         compute = super().forward  # type: ignore[misc]
-        if self.deferring and len(args) == 1 and not kwargs:
+        deferring = any(head is self for head in getattr(_DEFERRING, "heads", ()))
+        if deferring and len(args) == 1 and not kwargs:
             return LazyLogits(self, args[0], compute)  # type: ignore[arg-type]
         return compute(*args, **kwargs)
 
@@ -206,17 +210,16 @@ class FusedCausalLM(Fused):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own, with its head deferring."""
         own = super().forward  # type: ignore[misc]
-        if not self.training or kwargs.get("labels") is None or torch.compiler.is_compiling():  # type: ignore[attr-defined]
+        if not self.training or kwargs.get("labels") is None:  # type: ignore[attr-defined]
             return own(*args, **kwargs)
+        before = getattr(_DEFERRING, "heads", ())
         # peft may have wrapped the head, or put a trainable copy of it beside it
-        heads = [head for head in self.get_output_embeddings().modules() if isinstance(head, FusedHead)]  # type: ignore[attr-defined]
-        for head in heads:
-            head.deferring = True
+        modules = self.get_output_embeddings().modules()  # type: ignore[attr-defined]
+        _DEFERRING.heads = tuple(head for head in modules if isinstance(head, FusedHead))
         try:
             return _without_logits(own(*args, **kwargs))
         finally:
-            for head in heads:
-                head.deferring = False
+            _DEFERRING.heads = before
 
 
 def _without_logits(output: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fourbit.kernels import ops, reference
 from fourbit.kernels.ops.swiglu import ACTIVATIONS
-from fourbit.nn.fused import Fused
+from fourbit.nn.fused import DEVICES, Fused
 
 __all__ = ["FusedMLP", "GatedShape", "gated_shape", "prove_mlp"]
 
@@ -33,14 +33,14 @@ class GatedShape:
 
 
 class FusedMLP(Fused):
-    """Runs `ops.swiglu` on a CPU, and the module's own forward pass elsewhere."""
+    """Runs `ops.swiglu` on a CPU or GPU, and the module's own forward pass elsewhere."""
 
     fourbit_settings: GatedShape
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the module's own."""
         x = args[0] if args else None
-        if len(args) != 1 or kwargs or not isinstance(x, Tensor) or x.device.type != "cpu":
+        if len(args) != 1 or kwargs or not isinstance(x, Tensor) or x.device.type not in DEVICES:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         shape = self.fourbit_settings
         if shape.up is None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fourbit.kernels import ops, reference
-from fourbit.nn.fused import Fused
+from fourbit.nn.fused import DEVICES, Fused
 
 __all__ = ["FusedNorm", "NormFormula", "prove_norm"]
 
@@ -27,7 +27,7 @@ class NormFormula:
 
 
 class FusedNorm(Fused):
-    """Runs `ops.rms_norm` on a CPU, and the module's own forward pass elsewhere."""
+    """Runs `ops.rms_norm` on a CPU or GPU, and the module's own forward pass elsewhere."""
 
     fourbit_settings: NormFormula
     weight: nn.Parameter
@@ -39,7 +39,7 @@ class FusedNorm(Fused):
             len(args) != 1
             or kwargs
             or not isinstance(x, Tensor)
-            or x.device.type != "cpu"
+            or x.device.type not in DEVICES
             or x.dtype != self.weight.dtype
         ):
             return super().forward(*args, **kwargs)  # type: ignore[misc]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fourbit.kernels import ops, reference
-from fourbit.nn.fused import Fused, rebound
+from fourbit.nn.fused import DEVICES, Fused, rebound
 
 __all__ = ["FusedRotary", "prove_rotary", "rotary_function"]
 
@@ -66,7 +66,7 @@ def _fused(own: Callable[..., Any]) -> Callable[..., Any]:
             not args
             and kwargs.get("unsqueeze_dim", 1) == 1
             and kwargs.keys() <= {"unsqueeze_dim"}
-            and q.device.type == "cpu"
+            and q.device.type in DEVICES
             and q.dim() == k.dim() == 4
             and cos.dim() == 3
             and q.dtype == k.dtype == cos.dtype == sin.dtype
