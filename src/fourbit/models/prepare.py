@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from fourbit.nn.linear import QuantLinear
 from fourbit.nn.loss import FusedCausalLM, FusedHead, FusedLoss
 from fourbit.nn.mlp import FusedMLP, gated_shape, prove_mlp
 from fourbit.nn.norm import FusedNorm, prove_norm
+from fourbit.nn.offload import OffloadedCheckpoint
 from fourbit.nn.rotary import FusedRotary, prove_rotary, rotary_function
 
 __all__ = ["Prepared", "prepare"]
@@ -38,21 +39,26 @@ class Prepared:
 
     Attributes:
         checkpointing: whether activations are computed again in the backward pass instead of being kept.
+        offloading: whether what checkpointing keeps is moved to the host's memory.
         taken: class of module -> how many of it run on a kernel of ours, and "loss" where that is the chunked one.
         left: class of module, or "loss" or "attention" -> why it stays as it was.
     """
 
     checkpointing: bool
+    offloading: bool = False
     taken: Counter[str] = field(default_factory=Counter)
     left: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         taken = ", ".join(f"{count} {name}" for name, count in self.taken.items()) or "nothing"
         left = "".join(f"; {name} left as it is: {reason}" for name, reason in self.left.items())
-        return f"checkpointing {'on' if self.checkpointing else 'off'}; on kernels of ours: {taken}{left}"
+        checkpointing = "offloaded" if self.offloading else "on" if self.checkpointing else "off"
+        return f"checkpointing {checkpointing}; on kernels of ours: {taken}{left}"
 
 
-def prepare(model: nn.Module, *, gradient_checkpointing: bool = True, fused: bool = True) -> nn.Module:
+def prepare(
+    model: nn.Module, *, gradient_checkpointing: bool | Literal["offload"] = True, fused: bool = True
+) -> nn.Module:
     """Make a language model ready for adapters and for training, in place.
 
     The base parameters are frozen, in the dtype they have. The cache is turned off. In training mode and with labels
@@ -64,6 +70,8 @@ def prepare(model: nn.Module, *, gradient_checkpointing: bool = True, fused: boo
         model: of transformers, 16-bit or quantized, before `get_peft_model` (as usual) or after it; then what is
             trainable is left to peft.
         gradient_checkpointing: keep only the input of every layer, and compute the rest again in the backward pass.
+            "offload" keeps those inputs in pinned host memory, with the same result to the bit; on a CPU, where they
+            are in the host's memory anyway, it is the same as True.
         fused: take the loss and the kernels above, and keep freed memory. Without it, only freezing, cache and
             checkpointing are done.
 
@@ -71,15 +79,20 @@ def prepare(model: nn.Module, *, gradient_checkpointing: bool = True, fused: boo
         `model`; `model.fourbit_prepared` says what was taken and what was left, and why.
 
     Raises:
-        InputError: it is no model of transformers, or does not support checkpointing.
+        InputError: it is no model of transformers, or does not support checkpointing; or `gradient_checkpointing` is
+            none of the three.
     """
+    if gradient_checkpointing not in (True, False, "offload"):
+        raise InputError(f"`gradient_checkpointing` is {gradient_checkpointing!r}; give True, False or 'offload'.")
     inner = _transformers_model(model)
     if gradient_checkpointing:
         _checkpoint(inner)
     if not _has_adapters(model):
         model.requires_grad_(False)
     _turn_off_cache(inner.config)
-    report = Prepared(checkpointing=gradient_checkpointing)
+    report = Prepared(checkpointing=bool(gradient_checkpointing))
+    if gradient_checkpointing == "offload":
+        _offload(inner, report)
     if fused:
         _fuse_modules(inner, report)
         _fuse_loss(inner, report)
@@ -121,6 +134,19 @@ def _checkpoint(model: Any) -> None:
             f"{type(model).__name__} does not support checkpointing; pass gradient_checkpointing=False."
         ) from error
     model.disable_input_require_grads()
+
+
+def _offload(model: Any, report: Prepared) -> None:
+    """Let the checkpoints of a model on GPUs keep their inputs in host memory."""
+    if not any(parameter.device.type == "cuda" for parameter in model.parameters()):
+        report.left["offloading"] = "without a GPU the activations are in the host's memory anyway"
+        return
+    report.offloading = True
+    offloaded: dict[int, OffloadedCheckpoint] = {}
+    for module in model.modules():
+        own = module.__dict__.get("_gradient_checkpointing_func")
+        if own is not None and not isinstance(own, OffloadedCheckpoint):
+            module._gradient_checkpointing_func = offloaded.setdefault(id(own), OffloadedCheckpoint(own))
 
 
 def _device_of(model: Any) -> str | None:

@@ -79,6 +79,7 @@ class TrainConfig:
         max_length: tokens of an example; longer ones are cut. By default 512, or the model's length if that is less.
         packing: put several examples into one row; they do not see each other.
         gradient_checkpointing: compute activations again in the backward pass in place of keeping them.
+        activation_offloading: move what checkpointing keeps to the host's memory; without a GPU it is there anyway.
         group_by_length: put examples of about one length into a batch.
         eval_steps, save_steps, logging_steps, warmup_steps: steps, or a share of all steps if below 1.
         samples: questions that the model is asked before and after, for the report.
@@ -122,6 +123,7 @@ class TrainConfig:
     per_device_eval_batch_size: int = 4
     gradient_accumulation_steps: int = 4
     gradient_checkpointing: bool = True
+    activation_offloading: bool = False
 
     max_steps: int = -1
     num_train_epochs: float = 3.0
@@ -172,6 +174,8 @@ class TrainConfig:
         for name in ("lora_dropout", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"`{name}` is {getattr(self, name)}; it must be from 0 to below 1.")
+        if self.activation_offloading and not self.gradient_checkpointing:
+            raise InputError("`activation_offloading` moves what checkpointing keeps; set `gradient_checkpointing`, too.")
         if self.max_steps == 0 or self.max_steps < -1:
             raise InputError(f"`max_steps` is {self.max_steps}; it must be 1 or more, or -1 for num_train_epochs.")
 

@@ -41,6 +41,7 @@ _KIND = "training run"
 
 MAY_CHANGE = frozenset(
     {
+        "activation_offloading",
         "eval_on_start",
         "eval_steps",
         "gradient_checkpointing",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -26,14 +26,15 @@ def load_trainable(config: TrainConfig) -> PeftModel:
         InputError: the model or the adapter cannot be used, or no module is named as `target_modules` say.
     """
     model = _load_base(config)
+    checkpointing: bool | Literal["offload"] = "offload" if config.activation_offloading else config.gradient_checkpointing
     if config.adapter is not None:
         adapted = adapters.attach(model, locate(config.adapter, kind="adapter"))
         _check_shape(config, adapted.peft_config[adapted.active_adapter])
         adapted.set_adapter(adapted.active_adapter)  # attached for inference; this gives it gradients
         adapted.peft_config[adapted.active_adapter].inference_mode = False
-        prepare(adapted, gradient_checkpointing=config.gradient_checkpointing)
+        prepare(adapted, gradient_checkpointing=checkpointing)
     else:
-        adapted = _adapt(prepare(model, gradient_checkpointing=config.gradient_checkpointing), config)
+        adapted = _adapt(prepare(model, gradient_checkpointing=checkpointing), config)
     dtype = getattr(torch, config.adapter_dtype)
     for parameter in adapted.parameters():
         if parameter.requires_grad:

@@ -12,6 +12,7 @@ import inspect
 import io
 import json
 import pickle
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from fourbit.errors import InputError
 from fourbit.kernels.native import library
 from fourbit.nn.fused import is_fused
 from fourbit.nn.loss import FusedLoss, LazyLogits, causal_lm_loss
+from fourbit.nn.offload import HostLane, OffloadedCheckpoint
 
 FACTOR = 3
 VOCABULARY = 97
@@ -157,6 +159,22 @@ def test_a_training_step_gives_no_logits_and_evaluation_does() -> None:
     assert isinstance(evaluated.loss, Tensor)
     # 2 layers of about 10 operations on numbers of size 1, each in fp32
     assert (evaluated.logits - own).abs().max() <= 64 * torch.finfo(torch.float32).eps * own.abs().max()
+
+
+def test_another_thread_gets_logits_while_one_trains() -> None:
+    model = fourbit.prepare(build("llama"), gradient_checkpointing=False)
+    own, found = model.lm_head.forward, []
+
+    def ask_meanwhile(*args: Any) -> Any:
+        del model.lm_head.forward
+        asking = threading.Thread(target=lambda: found.append(model(input_ids=batch()["input_ids"]).logits))
+        asking.start()
+        asking.join()
+        return own(*args)
+
+    model.lm_head.forward = ask_meanwhile
+    assert model(**batch()).logits is None
+    assert isinstance(found[0], Tensor)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -378,6 +396,25 @@ def test_checkpointing_changes_no_bit() -> None:
     again = adapted(fourbit.prepare(build("llama", torch.bfloat16), gradient_checkpointing=True))
     pairs = zip(loss_and_gradients(kept), loss_and_gradients(again), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_offloading_changes_no_bit() -> None:
+    kept = adapted(fourbit.prepare(build("llama", torch.bfloat16), gradient_checkpointing=True))
+    moved = adapted(fourbit.prepare(build("llama", torch.bfloat16), gradient_checkpointing="offload"))
+    assert "GPU" in moved.base_model.model.fourbit_prepared.left["offloading"]
+    lanes = []
+    for module in moved.modules():  # as on a GPU, with another place of this memory for the host's
+        if own := module.__dict__.get("_gradient_checkpointing_func"):
+            offloaded = OffloadedCheckpoint(own, least_bytes=1, lane=lambda device: lanes.append(1) or HostLane(device))
+            module._gradient_checkpointing_func = offloaded
+    pairs = zip(loss_and_gradients(kept), loss_and_gradients(moved), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert lanes
+
+
+def test_a_way_of_checkpointing_that_there_is_not() -> None:
+    with pytest.raises(InputError, match="'offload'"):
+        fourbit.prepare(build("llama"), gradient_checkpointing="disk")
 
 
 def test_training_flags_and_random_numbers_are_left_alone() -> None:

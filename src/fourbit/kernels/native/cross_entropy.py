@@ -79,12 +79,11 @@ def linear_cross_entropy(
             grad_weight += logits.t() @ chunk
         if grad_bias is not None:
             grad_bias += logits.sum(dim=0, dtype=torch.float32)
-    empty = weight.new_empty(0)
     return (
         nll.sum(),
         hidden.new_empty(0) if grad_rows is None else scored.scatter(grad_rows).view(hidden.shape),
-        empty if grad_weight is None else grad_weight.to(weight.dtype),
-        (empty if bias is None else bias.new_empty(0)) if grad_bias is None else grad_bias.to(weight.dtype),
+        weight.new_empty(0) if grad_weight is None else grad_weight.to(weight.dtype),
+        weight.new_empty(0) if grad_bias is None else grad_bias.to(weight.dtype),
     )
 
 

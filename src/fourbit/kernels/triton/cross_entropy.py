@@ -136,12 +136,11 @@ def linear_cross_entropy(
             grad_weight += logits.t() @ chunk
         if grad_bias is not None:
             grad_bias += logits.sum(dim=0, dtype=torch.float32)
-    empty = weight.new_empty(0)
     if grad_rows is not None and not every:
         grad_rows = torch.zeros_like(hidden).view(-1, hidden.shape[-1]).index_copy_(0, scored, grad_rows)
     return (
         losses.sum(),
         hidden.new_empty(0) if grad_rows is None else grad_rows.view(hidden.shape),
-        empty if grad_weight is None else grad_weight.to(weight.dtype),
-        (empty if bias is None else bias.new_empty(0)) if grad_bias is None else grad_bias.to(weight.dtype),
+        weight.new_empty(0) if grad_weight is None else grad_weight.to(weight.dtype),
+        weight.new_empty(0) if grad_bias is None else grad_bias.to(weight.dtype),
     )
