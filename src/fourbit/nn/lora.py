@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from fourbit.errors import InputError, NonFiniteWeight
 from fourbit.kernels import ops
+from fourbit.kernels.dropout import draw_seed
 from fourbit.nn.linear import QuantLinear
 from fourbit.quant import QuantizedTensor, quantize
 
@@ -87,7 +88,7 @@ class LoraQuantLinear(Linear):
         base = self._quant_linear
         product, result = base.dtypes(x)
         x = x.to(product)
-        keep, keep_scale = _dropout_mask(self.lora_dropout[name], x)
+        dropout = _dropout_rate(self.lora_dropout[name])
         y = ops.lora_linear(
             x,
             base.weight,
@@ -95,8 +96,8 @@ class LoraQuantLinear(Linear):
             lora_b=cast(Tensor, self.lora_B[name].weight),
             scaling=self.scaling[name],
             bias=base.bias,
-            keep=keep,
-            keep_scale=keep_scale,
+            seed=draw_seed() if dropout else None,
+            dropout=dropout,
             **base.weight_arguments,
         )
         return y.to(result)
@@ -237,12 +238,9 @@ class LoraQuantLinear(Linear):
             base.set_quantized(after)
 
 
-def _dropout_mask(dropout: nn.Module, x: Tensor) -> tuple[Tensor | None, float]:
-    """The elements of `x` that `dropout` keeps, and their factor; on a CPU the same draw as `nn.Dropout` makes."""
-    if not isinstance(dropout, nn.Dropout) or not dropout.training or dropout.p == 0:
-        return None, 1.0
-    keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout.p)
-    return keep, 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
+def _dropout_rate(dropout: nn.Module) -> float:
+    """The share of elements that a module drops now."""
+    return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
 
 def _is_hooked(module: nn.Module) -> bool:

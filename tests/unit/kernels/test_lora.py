@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fourbit.errors import UnsupportedDtype
 from fourbit.kernels import dispatch, ops
+from fourbit.kernels.dropout import keep_mask
 from fourbit.quant import QuantConfig, QuantizedTensor, quantize
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -39,8 +40,15 @@ class Case:
         self.x, self.bias = normal(*leading, k), normal(n)
         self.a, self.b = (normal(*size, dtype=adapter_dtype or dtype) for size in ((r, k), (n, r)))
         self.grad = normal(*leading, n).detach()
-        self.keep = torch.rand(*leading, k, generator=generator) >= dropout if dropout else None
-        self.keep_scale = 1 / (1 - dropout)
+        self.seed, self.dropout = (torch.tensor(sum(shape)), dropout) if dropout else (None, 0.0)
+
+    @property
+    def keep(self) -> Tensor | None:
+        return None if self.seed is None else keep_mask(self.x, self.seed, self.dropout)
+
+    @property
+    def keep_scale(self) -> float:
+        return 1 / (1 - self.dropout) if self.dropout < 1 else 0.0
 
     @property
     def weight(self) -> tuple[Any, ...]:
@@ -55,8 +63,8 @@ class Case:
         packed, absmax, nested_absmax, nested_offset, levels, block_size = self.weight
         return ops.lora_linear(
             x, packed, absmax, lora_a=a, lora_b=b, scaling=SCALING, levels=levels, block_size=block_size,
-            nested_absmax=nested_absmax, nested_offset=nested_offset, bias=bias, keep=self.keep,
-            keep_scale=self.keep_scale,
+            nested_absmax=nested_absmax, nested_offset=nested_offset, bias=bias, seed=self.seed,
+            dropout=self.dropout,
         )  # fmt: skip
 
     def exact(self) -> list[Tensor]:
@@ -161,14 +169,13 @@ def test_an_adapter_of_zeros_changes_nothing(backend: str) -> None:
 def test_a_dropout_that_keeps_everything_changes_nothing(backend: str) -> None:
     case = Case()
     plain = case.computed()
-    case.keep, case.keep_scale = torch.ones(case.x.shape, dtype=torch.bool), 1.0
+    case.seed, case.dropout = torch.tensor(3), 0.0
     for got, expected, bound in zip(case.computed(), plain, case.bounds(), strict=True):
         assert ((got - expected).abs() <= 2 * bound).all()
 
 
 def test_dropout_spares_the_base(backend: str) -> None:
-    case = Case(dropout=0.5)
-    case.keep, case.keep_scale = torch.zeros(case.x.shape, dtype=torch.bool), 2.0
+    case = Case(dropout=1.0)
     y, grad_x, grad_a, grad_b, _ = case.computed()
     packed, absmax, nested_absmax, nested_offset, levels, block_size = case.weight
     expected = torch.ops.fourbit.linear(
@@ -181,7 +188,7 @@ def test_dropout_spares_the_base(backend: str) -> None:
 
 
 def test_inputs_as_strides_leave_them(backend: str) -> None:
-    case = Case(leading=(6, 7), dropout=0.3)
+    case = Case(leading=(6, 7), dropout=0.3)  # the mask is laid over the shape, not over the memory
     contiguous = case.computed()
     bounds = case.bounds()
     case.x = case.x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
@@ -233,7 +240,7 @@ def test_there_is_no_second_derivative() -> None:
 @pytest.mark.parametrize("choice", ["reference", "auto"])
 def test_opcheck(choice: str, dropout: float) -> None:
     case = Case(dropout=dropout)
-    adapter = (case.a, case.b, SCALING, case.keep, case.keep_scale)
+    adapter = (case.a, case.b, SCALING, case.seed, case.dropout)
     with dispatch.use(choice):
         forward = torch.ops.fourbit.lora_linear.default
         torch.library.opcheck(forward, (case.x, *case.weight, case.bias, *adapter))
@@ -255,9 +262,10 @@ def test_under_compile(dropout: float) -> None:
     assert all(torch.equal(a, b) for a, b in zip(case.computed(), eager, strict=True))
 
 
-def test_one_copy_of_the_input_is_kept() -> None:
-    """What lies between the passes: x itself, d(x) A^T, and constants; nothing of the size of x or W anew."""
-    case = Case()
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_one_copy_of_the_input_is_kept(dropout: float) -> None:
+    """What lies between the passes: x itself, d(x) A^T, and constants; no mask, nothing of the size of x or W anew."""
+    case = Case(dropout=dropout)
     kept: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -266,7 +274,7 @@ def test_one_copy_of_the_input_is_kept() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         case.fused(*case.inputs)
-    known = {t.data_ptr() for t in (*case.inputs, *case.weight[:5]) if isinstance(t, Tensor)}
+    known = {t.data_ptr() for t in (*case.inputs, *case.weight[:5], case.seed) if isinstance(t, Tensor)}
     new = [t for t in kept if t.data_ptr() not in known]
     assert [tuple(t.shape) for t in new] == [(10, 4)]
 
@@ -284,6 +292,6 @@ def test_what_does_not_fit() -> None:
         case.fused(x, a, b[:40], bias[:40])
     with pytest.raises(UnsupportedDtype, match=r"torch.int32"):
         case.fused(x.int(), a, b, bias)
-    case.keep = torch.ones(5, 172, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"dropout mask has the shape \[5, 172\], the input \[2, 5, 172\]"):
+    case.seed = torch.ones(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"one int64 on the CPU, not \[2\] of torch.int64"):
         case.fused(x, a, b, bias)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fourbit.kernels.dropout import keep_mask, share
 from fourbit.kernels.native import linear as base
 
 __all__ = [
@@ -48,14 +49,15 @@ def lora_linear(
     lora_a: Tensor,
     lora_b: Tensor,
     scaling: float,
-    keep: Tensor | None,
-    keep_scale: float,
+    seed: Tensor | None,
+    dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `kernels.ops.lora`. Returns y and d(x) A^T [T, R]."""
+    """See `kernels.ops.lora`. Returns y and the product of the kept elements with A, [T, R]."""
     out_features = lora_b.shape[0]
     y = base.linear(x, packed, absmax, nested_absmax, nested_offset, levels, block_size, out_features, bias)
-    xa = _dropped(x, keep, keep_scale) @ lora_a.to(x.dtype).t()
-    y.view(-1, out_features).addmm_(xa, lora_b.to(x.dtype).t(), alpha=scaling)
+    keep = None if seed is None else keep_mask(x, seed, dropout)
+    xa = _kept(x, keep) @ lora_a.to(x.dtype).t()
+    y.view(-1, out_features).addmm_(xa, lora_b.to(x.dtype).t(), alpha=share(scaling, seed, dropout))
     return y, xa
 
 
@@ -91,15 +93,16 @@ def lora_linear_backward(
     lora_a: Tensor,
     lora_b: Tensor,
     scaling: float,
-    keep: Tensor | None,
-    keep_scale: float,
+    seed: Tensor | None,
+    dropout: float,
     needs_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.ops.lora`. Returns dX (empty unless needed), dA, dB."""
     flat = grad.reshape(-1, grad.shape[-1])
-    grad_xa = (flat @ lora_b.to(grad.dtype)).mul_(scaling)
-    grad_a = (grad_xa.t() @ _dropped(x, keep, keep_scale)).to(lora_a.dtype)
-    grad_b = (flat.t() @ xa).mul_(scaling).to(lora_b.dtype)
+    keep, factor = None if seed is None else keep_mask(x, seed, dropout), share(scaling, seed, dropout)
+    grad_xa = (flat @ lora_b.to(grad.dtype)).mul_(factor)
+    grad_a = (grad_xa.t() @ _kept(x, keep)).to(lora_a.dtype)
+    grad_b = (flat.t() @ xa).mul_(factor).to(lora_b.dtype)
     if not needs_grad_x:
         return x.new_empty(0), grad_a, grad_b
     features = x.shape[-1]
@@ -108,12 +111,12 @@ def lora_linear_backward(
     if keep is None:
         rows.addmm_(grad_xa, lora_a.to(grad.dtype))
     else:
-        rows.add_((grad_xa @ lora_a.to(grad.dtype)).mul_(keep.view_as(rows)), alpha=keep_scale)
+        rows.add_((grad_xa @ lora_a.to(grad.dtype)).mul_(keep.view_as(rows)))
     return grad_x, grad_a, grad_b
 
 
-def _dropped(x: Tensor, keep: Tensor | None, keep_scale: float) -> Tensor:
-    """d(x) as [T, K]."""
+def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
+    """x as [T, K], without what dropout takes; the factor of the rest is in `share`."""
     if keep is not None:
-        x = x * keep * keep_scale
+        x = x * keep
     return x.reshape(-1, x.shape[-1])

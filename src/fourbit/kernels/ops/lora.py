@@ -12,8 +12,9 @@ the adapter's share into the buffer of the base product.
 
 Shapes: x [..., K], W [N, K] in 4 bits, A [R, K], B [N, R], y [..., N]; T tokens in all of the leading dimensions.
 Cost: 2TNK + 2TR(N+K) flops forward; the backward pass has no TNK term beyond dX.
-Memory between the passes: x (shared with whoever produced it), d(x) A^T [T, R], and one byte per element of x for the
-dropout mask if there is one.
+Memory between the passes: x (shared with whoever produced it), the [T, R] product of its kept elements with A, and of
+dropout a seed: the mask is made anew in the backward pass. d(x) = x * mask / (1 - p), with the factor put on s, so that
+nothing but small products is ever scaled.
 
 Source: QLoRA, arXiv:2305.14314, equations 5 and 6.
 """
@@ -45,8 +46,8 @@ def lora_linear(
     nested_absmax: Tensor | None = None,
     nested_offset: Tensor | None = None,
     bias: Tensor | None = None,
-    keep: Tensor | None = None,
-    keep_scale: float = 1.0,
+    seed: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Multiply by a quantized weight plus its low-rank adapter (see the module's head).
 
@@ -57,19 +58,19 @@ def lora_linear(
         lora_b: [N, R], in any dtype; products run in the dtype of `x`, gradients come back in the adapter's own.
         scaling: s.
         bias: [N].
-        keep: [..., K] bool, the elements of `x` that dropout leaves for the adapter; the base product sees all.
-        keep_scale: what the kept ones are multiplied by, 1 / (1 - p).
+        seed: [] int64 on the CPU, see `kernels.dropout`; None for no dropout.
+        dropout: p, the share of the elements of `x` that the adapter does not see; the base product sees all.
 
     Returns:
         y [..., N], dtype of `x`.
 
     Raises:
-        UnsupportedDtype: `x` holds integers. ValueError: shapes that do not fit.
+        UnsupportedDtype: `x` holds integers. ValueError: shapes that do not fit, or a seed that is none.
     """
-    _check(x, packed, absmax, nested_absmax, block_size, lora_a, lora_b, keep)
+    _check(x, packed, absmax, nested_absmax, block_size, lora_a, lora_b, seed)
     y: Tensor = torch.ops.fourbit.lora_linear(
         x, packed, absmax, nested_absmax, nested_offset, levels, block_size, bias, lora_a, lora_b,
-        scaling, keep, keep_scale,
+        scaling, seed, dropout,
     )[0]  # fmt: skip
     return y
 
@@ -82,7 +83,7 @@ def _check(
     block_size: int,
     lora_a: Tensor,
     lora_b: Tensor,
-    keep: Tensor | None,
+    seed: Tensor | None,
 ) -> None:
     check_input(x, packed, absmax, nested_absmax, block_size=block_size, out_features=lora_b.shape[0])
     if lora_a.shape[1:] != x.shape[-1:] or lora_b.shape[1:] != lora_a.shape[:1]:
@@ -90,8 +91,8 @@ def _check(
             f"Adapter matrices of shapes {list(lora_a.shape)} and {list(lora_b.shape)} do not fit an input with"
             f" {x.shape[-1]} features; they must be [R, K] and [N, R]."
         )
-    if keep is not None and keep.shape != x.shape:
-        raise ValueError(f"The dropout mask has the shape {list(keep.shape)}, the input {list(x.shape)}.")
+    if seed is not None and (seed.dim() or seed.dtype != torch.int64 or seed.device.type not in ("cpu", "meta")):
+        raise ValueError(f"The seed of a dropout is one int64 on the CPU, not {list(seed.shape)} of {seed.dtype}.")
 
 
 def _fake(
@@ -106,10 +107,10 @@ def _fake(
     lora_a: Tensor,
     lora_b: Tensor,
     scaling: float,
-    keep: Tensor | None,
-    keep_scale: float,
+    seed: Tensor | None,
+    dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    _check(x, packed, absmax, nested_absmax, block_size, lora_a, lora_b, keep)
+    _check(x, packed, absmax, nested_absmax, block_size, lora_a, lora_b, seed)
     tokens = math.prod(x.shape[:-1])
     return x.new_empty((*x.shape[:-1], lora_b.shape[0])), x.new_empty((tokens, lora_a.shape[0]))
 
@@ -127,8 +128,8 @@ def _fake_backward(
     lora_a: Tensor,
     lora_b: Tensor,
     scaling: float,
-    keep: Tensor | None,
-    keep_scale: float,
+    seed: Tensor | None,
+    dropout: float,
     needs_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_grad_x else x.new_empty(0)
@@ -136,7 +137,7 @@ def _fake_backward(
 
 
 _WEIGHT = "Tensor packed, Tensor absmax, Tensor? nested_absmax, Tensor? nested_offset, Tensor levels, int block_size"
-_ADAPTER = "Tensor lora_a, Tensor lora_b, float scaling, Tensor? keep, float keep_scale"
+_ADAPTER = "Tensor lora_a, Tensor lora_b, float scaling, Tensor? seed, float dropout"
 
 dispatch.define(
     f"lora_linear(Tensor x, {_WEIGHT}, Tensor? bias, {_ADAPTER}) -> (Tensor, Tensor)",
@@ -154,9 +155,9 @@ dispatch.define(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, *weight, block_size, bias, lora_a, lora_b, scaling, keep, keep_scale = inputs
-    ctx.save_for_backward(x, output[1], *weight, lora_a, lora_b, keep)
-    ctx.block_size, ctx.scaling, ctx.keep_scale = block_size, scaling, keep_scale
+    x, *weight, block_size, bias, lora_a, lora_b, scaling, seed, dropout = inputs
+    ctx.save_for_backward(x, output[1], *weight, lora_a, lora_b, seed)
+    ctx.block_size, ctx.scaling, ctx.dropout = block_size, scaling, dropout
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.set_materialize_grads(False)
 
@@ -164,9 +165,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 13
-    x, xa, *weight, lora_a, lora_b, keep = ctx.saved_tensors
+    x, xa, *weight, lora_a, lora_b, seed = ctx.saved_tensors
     grad_x, grad_a, grad_b = torch.ops.fourbit.lora_linear_backward(
-        grad, x, xa, *weight, ctx.block_size, lora_a, lora_b, ctx.scaling, keep, ctx.keep_scale, ctx.needs_input_grad[0]
+        grad, x, xa, *weight, ctx.block_size, lora_a, lora_b, ctx.scaling, seed, ctx.dropout, ctx.needs_input_grad[0]
     )
     grad_bias = None
     if ctx.needs_input_grad[7]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fourbit.kernels.dropout import keep_mask, share
 from fourbit.kernels.reference.linear import linear, linear_grad_input
 
 __all__ = ["lora_linear", "lora_linear_backward"]
@@ -21,14 +22,15 @@ def lora_linear(
     lora_a: Tensor,
     lora_b: Tensor,
     scaling: float,
-    keep: Tensor | None,
-    keep_scale: float,
+    seed: Tensor | None,
+    dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `kernels.ops.lora`. Returns y and d(x) A^T [T, R]."""
+    """See `kernels.ops.lora`. Returns y and the product of the kept elements with A, [T, R]."""
     out_features = lora_b.shape[0]
     y = linear(x, packed, absmax, nested_absmax, nested_offset, levels, block_size, out_features, bias)
-    xa = _dropped(x, keep, keep_scale) @ lora_a.to(x.dtype).t()
-    y = y + (xa @ lora_b.to(x.dtype).t() * scaling).view_as(y)
+    keep = None if seed is None else keep_mask(x, seed, dropout)
+    xa = _kept(x, keep) @ lora_a.to(x.dtype).t()
+    y = y + (xa @ lora_b.to(x.dtype).t() * share(scaling, seed, dropout)).view_as(y)
     return y, xa
 
 
@@ -45,26 +47,27 @@ def lora_linear_backward(
     lora_a: Tensor,
     lora_b: Tensor,
     scaling: float,
-    keep: Tensor | None,
-    keep_scale: float,
+    seed: Tensor | None,
+    dropout: float,
     needs_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.ops.lora`. Returns dX (empty unless needed), dA, dB."""
     flat = grad.reshape(-1, grad.shape[-1])
-    grad_xa = flat @ lora_b.to(grad.dtype) * scaling
-    grad_a = (grad_xa.t() @ _dropped(x, keep, keep_scale)).to(lora_a.dtype)
-    grad_b = (flat.t() @ xa * scaling).to(lora_b.dtype)
+    keep, factor = None if seed is None else keep_mask(x, seed, dropout), share(scaling, seed, dropout)
+    grad_xa = flat @ lora_b.to(grad.dtype) * factor
+    grad_a = (grad_xa.t() @ _kept(x, keep)).to(lora_a.dtype)
+    grad_b = (flat.t() @ xa * factor).to(lora_b.dtype)
     if not needs_grad_x:
         return x.new_empty(0), grad_a, grad_b
     grad_x = linear_grad_input(grad, packed, absmax, nested_absmax, nested_offset, levels, block_size, x.shape[-1])
     through_adapter = (grad_xa @ lora_a.to(grad.dtype)).view(x.shape)
     if keep is not None:
-        through_adapter = through_adapter * keep * keep_scale
+        through_adapter = through_adapter * keep
     return grad_x + through_adapter, grad_a, grad_b
 
 
-def _dropped(x: Tensor, keep: Tensor | None, keep_scale: float) -> Tensor:
-    """d(x) as [T, K]."""
+def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
+    """x as [T, K], without what dropout takes; the factor of the rest is in `share`."""
     if keep is not None:
-        x = x * keep * keep_scale
+        x = x * keep
     return x.reshape(-1, x.shape[-1])
