@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -15,6 +16,10 @@ SHARED = Path(os.environ.get("FOURBIT_SHARED", REPOSITORY.parent / "shared"))
 # Set before any Hugging Face library is imported, as they read it only once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+# Triton's kernels run interpreted where no GPU can run them compiled. It reads this once, too, and torch does not import it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A shell starts its background jobs with Ctrl-C ignored, and a process that ignores it hands that on to its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -59,6 +64,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _no_gpu() -> str | None:
-    import torch
-
     return None if torch.cuda.is_available() else "needs a GPU, and torch sees none"

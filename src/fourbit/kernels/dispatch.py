@@ -1,12 +1,14 @@
 """Which backend runs an operation, and why.
 
 An operation is one `torch.library` contract (`kernels/ops`) with a plain-torch reference (`kernels/reference`), the
-truth on every device, and at most one faster backend per device type: `native` (C++) on a CPU. A backend module holds,
-for each operation it implements, a function of the operation's name and an `accepts_<operation>` predicate with the
-same arguments; a backend package holds `unavailable()`, which gives the reason it cannot run here at all.
+truth on every device, and at most one faster backend per device type: `native` (C++) on a CPU, `triton` on a GPU. A
+backend module holds, for each operation it implements, a function of the operation's name and an `accepts_<operation>`
+predicate with the same arguments. A backend package holds `devices()`, the device types it takes; `unavailable()`, the
+reason it cannot run here at all; and `describe(stem)`, what it runs on and how it chooses.
 
-`FOURBIT_BACKEND=reference` (or `use("reference")`) turns the fast backends off; `native` demands the fast one and
-raises with the reason where it cannot take a call. The default, `auto`, falls back to the reference.
+`FOURBIT_BACKEND=reference` (or `use("reference")`) turns the fast backends off; `native` and `triton` demand that one, and
+raise with the reason where it cannot take a call. The default, `auto`, falls back to the reference. With Triton's
+interpreter (TRITON_INTERPRET=1) `triton` takes tensors on the CPU, when asked for by name; see `kernels.triton.launch`.
 """
 
 from __future__ import annotations
@@ -36,11 +38,15 @@ __all__ = [
 ]
 
 LIBRARY = torch.library.Library("fourbit", "DEF")
-FAST_BACKENDS = {"cpu": "native"}
+FAST_BACKENDS = {"cpu": "native", "cuda": "triton"}
 """The fast backend of each device type. A device without one runs the reference."""
 
 _CHOICES = ("auto", "reference", *FAST_BACKENDS.values())
 _forced: str | None = None
+
+
+Fast = tuple[Callable[..., Any], Callable[..., str | None]]
+"""A backend's function, and its predicate."""
 
 
 @dataclass(slots=True)
@@ -56,7 +62,7 @@ class Operation:
     name: str
     stem: str
     reference: Callable[..., Any]
-    _fast: dict[str, tuple[Callable[..., Any], Callable[..., str | None]] | str] = field(default_factory=dict)
+    _fast: dict[tuple[str, str], Fast | str] = field(default_factory=dict)
 
     def __call__(self, *args: Any) -> Any:
         """Run on the best backend that takes these arguments; the first is a tensor on the device that counts.
@@ -72,10 +78,10 @@ class Operation:
         return self._run(*args)
 
     def _run(self, *args: Any) -> Any:
-        choice = _checked(_forced or os.environ.get("FOURBIT_BACKEND", "auto"))
+        choice = _choice()
         if choice == "reference":
             return self.reference(*args)
-        fast = self._resolve(args[0].device.type)
+        fast = self._resolve(choice, args[0].device.type)
         reason = fast if isinstance(fast, str) else fast[1](*args)
         if reason is None:
             return fast[0](*args)  # type: ignore[operator]
@@ -83,17 +89,20 @@ class Operation:
             raise RuntimeError(f"FOURBIT_BACKEND={choice}, but it cannot run {self.name}: {reason}")
         return self.reference(*args)
 
-    def _resolve(self, device: str) -> tuple[Callable[..., Any], Callable[..., str | None]] | str:
-        """The fast backend's function and predicate for a device type, or the reason there is none."""
-        if device not in self._fast:
-            self._fast[device] = self._load(device)
-        return self._fast[device]
+    def _resolve(self, choice: str, device: str) -> Fast | str:
+        """The function and predicate of the chosen backend, `auto` or its name, or the reason there are none."""
+        key = choice, device
+        if key not in self._fast:
+            self._fast[key] = self._load(choice, device)
+        return self._fast[key]
 
-    def _load(self, device: str) -> tuple[Callable[..., Any], Callable[..., str | None]] | str:
-        backend = FAST_BACKENDS.get(device)
+    def _load(self, choice: str, device: str) -> Fast | str:
+        backend = FAST_BACKENDS.get(device) if choice == "auto" else choice
         if backend is None:
             return f"there are no kernels of ours for {device} devices"
         package = importlib.import_module(f"fourbit.kernels.{backend}")
+        if device not in package.devices():
+            return f"{backend} has no kernels for {device} devices"
         if (reason := package.unavailable()) is not None:
             return str(reason)
         try:
@@ -106,14 +115,14 @@ class Operation:
 
     def explain(self, device: str) -> dict[str, str]:
         """What this operation runs on for a device type: `backend` and `why`."""
-        choice = _checked(_forced or os.environ.get("FOURBIT_BACKEND", "auto"))
+        choice = _choice()
         if choice == "reference":
             return {"backend": "reference", "why": "asked for"}
-        fast = self._resolve(device)
+        fast = self._resolve(choice, device)
         if isinstance(fast, str):
             return {"backend": "reference", "why": fast}
-        backend = FAST_BACKENDS[device]
-        return {"backend": backend, "why": importlib.import_module(f"fourbit.kernels.{backend}").describe()}
+        backend = FAST_BACKENDS[device] if choice == "auto" else choice
+        return {"backend": backend, "why": importlib.import_module(f"fourbit.kernels.{backend}").describe(self.stem)}
 
 
 OPERATIONS: dict[str, Operation] = {}
@@ -200,6 +209,10 @@ def use(backend: str) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+def _choice() -> str:
+    return _checked(_forced or os.environ.get("FOURBIT_BACKEND", "auto"))
 
 
 def _checked(choice: str) -> str:

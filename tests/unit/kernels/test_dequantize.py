@@ -10,7 +10,6 @@ from fourbit.errors import UnsupportedDtype
 from fourbit.formats import NF4
 from fourbit.kernels import dispatch, ops
 
-BACKENDS = ("reference", "auto")
 LEVELS = torch.from_numpy(NF4.table)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -24,46 +23,42 @@ def by_definition(packed: Tensor, absmax: Tensor, elements: int, block_size: int
     return torch.stack(values)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1,), (3, 43), (2, 5, 32), (5, 172)])
-def test_it_is_the_definition(backend: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_it_is_the_definition(choice: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     """The last shape is one whose rows do not start at blocks, which bitsandbytes decodes wrongly."""
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     packed, absmax = ops.quantize_blocks(weight)
-    with dispatch.use(backend):
+    with dispatch.use(choice):
         values = ops.dequantize_blocks(packed, absmax, levels=LEVELS, block_size=64, shape=shape, dtype=dtype)
     assert values.shape == shape
     assert torch.equal(values.view(-1), by_definition(packed, absmax, weight.numel(), 64).to(dtype))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1e-44, 1e-39, 1e-30, 1e30])
-def test_extreme_scales_round_as_torch_does(backend: str, dtype: torch.dtype, scale: float) -> None:
+def test_extreme_scales_round_as_torch_does(choice: str, dtype: torch.dtype, scale: float) -> None:
     packed, absmax = ops.quantize_blocks(torch.randn(128) * scale)
-    with dispatch.use(backend):
+    with dispatch.use(choice):
         values = ops.dequantize_blocks(packed, absmax, levels=LEVELS, block_size=64, shape=(128,), dtype=dtype)
     assert torch.equal(values, by_definition(packed, absmax, 128, 64).to(dtype))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_nested_scales_are_decoded_on_the_way(backend: str) -> None:
+def test_nested_scales_are_decoded_on_the_way(choice: str) -> None:
     packed, plain = ops.quantize_blocks(torch.randn(64, 300))
     codes, nested_absmax, offset = ops.quantize_absmax(plain)
     scales = ops.dequantize_absmax(codes, nested_absmax, offset)
     settings = {"levels": LEVELS, "block_size": 64, "shape": (64, 300), "dtype": torch.bfloat16}
-    with dispatch.use(backend):
+    with dispatch.use(choice):
         nested = ops.dequantize_blocks(packed, codes, nested_absmax=nested_absmax, nested_offset=offset, **settings)
         assert torch.equal(nested, ops.dequantize_blocks(packed, scales, **settings))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_into_a_given_buffer(backend: str) -> None:
+def test_into_a_given_buffer(choice: str) -> None:
     packed, absmax = ops.quantize_blocks(torch.randn(4, 96))
     settings = {"levels": LEVELS, "block_size": 64, "shape": (4, 96), "dtype": torch.float16}
     out = torch.full((4, 96), torch.nan, dtype=torch.float16)
-    with dispatch.use(backend):
+    with dispatch.use(choice):
         assert ops.dequantize_blocks(packed, absmax, out=out, **settings) is out
         assert torch.equal(out, ops.dequantize_blocks(packed, absmax, **settings))
 

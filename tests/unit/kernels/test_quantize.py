@@ -9,15 +9,12 @@ from fourbit.errors import InvalidBlockSize, NonFiniteWeight, UnsupportedDtype
 from fourbit.formats import CODEBOOKS, NF4, Codebook
 from fourbit.kernels import dispatch, ops
 
-BACKENDS = ("reference", "auto")
 
-
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("book", CODEBOOKS.values(), ids=CODEBOOKS)
-def test_every_element_takes_a_nearest_level(backend: str, book: Codebook) -> None:
+def test_every_element_takes_a_nearest_level(choice: str, book: Codebook) -> None:
     """By brute force, as the definition has it; the last block is shorter and the size odd."""
     weight = torch.randn(64 * 3 + 17, generator=torch.Generator().manual_seed(0))
-    with dispatch.use(backend):
+    with dispatch.use(choice):
         packed, absmax = ops.quantize_blocks(weight, codebook=book)
     codes = torch.stack((packed >> 4, packed & 15), dim=1).view(-1)[: weight.numel()].long()
     levels = torch.from_numpy(book.table)
@@ -30,31 +27,28 @@ def test_every_element_takes_a_nearest_level(backend: str, book: Codebook) -> No
     assert absmax[3] == weight[192:].abs().amax()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_tie_takes_the_lower_level(backend: str) -> None:
+def test_a_tie_takes_the_lower_level(choice: str) -> None:
     midpoints = torch.from_numpy(NF4.thresholds)
     weight = torch.cat([torch.ones(1), midpoints, torch.zeros(16)])
-    with dispatch.use(backend):
+    with dispatch.use(choice):
         packed, _ = ops.quantize_blocks(weight, block_size=32)
     codes = torch.stack((packed >> 4, packed & 15), dim=1).view(-1)
     assert codes[1:16].tolist() == list(range(15))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_an_odd_size_is_padded_with_the_code_of_zero(backend: str) -> None:
-    with dispatch.use(backend):
+def test_an_odd_size_is_padded_with_the_code_of_zero(choice: str) -> None:
+    with dispatch.use(choice):
         packed, _ = ops.quantize_blocks(torch.ones(5))
     assert packed.numel() == 3
     assert int(packed[-1]) & 15 == NF4.zero_code
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("place", [0, 100, 2080])
-def test_what_is_not_finite_is_refused(backend: str, value: float, place: int) -> None:
+def test_what_is_not_finite_is_refused(choice: str, value: float, place: int) -> None:
     weight = torch.randn(2081)
     weight[place] = value
-    with dispatch.use(backend), pytest.raises(NonFiniteWeight, match="NaN or infinity"):
+    with dispatch.use(choice), pytest.raises(NonFiniteWeight, match="NaN or infinity"):
         ops.quantize_blocks(weight)
 
 

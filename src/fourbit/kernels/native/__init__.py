@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fourbit.kernels.native import library
 
-__all__ = ["describe", "unavailable"]
+__all__ = ["describe", "devices", "unavailable"]
 
 
 def unavailable() -> str | None:
@@ -17,6 +17,11 @@ def unavailable() -> str | None:
     return found if isinstance(found, str) else None
 
 
-def describe() -> str:
-    """What it runs on, for `fourbit doctor`."""
+def devices() -> tuple[str, ...]:
+    """Device types whose tensors the kernels take."""
+    return ("cpu",)
+
+
+def describe(stem: str = "") -> str:
+    """What it runs on, for `fourbit doctor`; the same for every stem."""
     return f"{library.level()}, {library.threads()} threads"

@@ -1,0 +1,82 @@
+"""Triton: decode a quantized weight.
+
+A program takes a tile of whole blocks: it reads the codes of a block as consecutive bytes, looks both nibbles up in the
+sixteen levels (64 bytes that stay in the first-level cache), multiplies by the block's scale in fp32, rounds once, and
+writes the two values of each byte beside each other. Bound by memory: 2.5 bytes an element for 16-bit values.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fourbit.formats import block_count
+from fourbit.kernels.parts import refusal
+from fourbit.kernels.triton.launch import EXACT, guard
+from fourbit.kernels.triton.rounding import round_to
+from fourbit.kernels.triton.weight import load_scales, nested_map
+
+__all__ = ["accepts_dequantize_blocks", "dequantize_blocks"]
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+TILE = 4096
+
+
+def accepts_dequantize_blocks(
+    packed: Tensor,
+    absmax: Tensor,
+    nested_absmax: Tensor | None,
+    nested_offset: Tensor | None,
+    levels: Tensor,
+    block_size: int,
+    out: Tensor,
+) -> str | None:
+    """Contiguous parts, and a contiguous `out` of fp32, fp16 or bf16."""
+    if out.dtype not in DTYPES or not out.is_contiguous():
+        return f"it writes contiguous fp32, fp16 or bf16, not {out.dtype}"
+    return refusal(packed, absmax, nested_absmax, nested_offset, levels, block_size, out.numel())
+
+
+def dequantize_blocks(
+    packed: Tensor,
+    absmax: Tensor,
+    nested_absmax: Tensor | None,
+    nested_offset: Tensor | None,
+    levels: Tensor,
+    block_size: int,
+    out: Tensor,
+) -> None:
+    """See `kernels.ops.dequantize`; writes into `out`, whose shape and dtype say what is wanted."""
+    elements = out.numel()
+    if not elements:
+        return
+    rows = max(1, TILE // block_size)
+    nested = nested_absmax is not None
+    with guard(packed):
+        _dequantize[(triton.cdiv(block_count(elements, block_size), rows),)](
+            packed, absmax, nested_absmax, nested_offset, nested_map(packed.device) if nested else None, levels, out,
+            elements, BLOCK=block_size, ROWS=rows, IS_NESTED=nested, **EXACT,
+        )  # fmt: skip
+
+
+@triton.jit
+def _dequantize(  # type: ignore[no-untyped-def]
+    packed, absmax, nested_absmax, nested_offset, nested_map, levels, out, elements,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, IS_NESTED: tl.constexpr,
+):  # fmt: skip
+    HALF: tl.constexpr = BLOCK // 2
+    first = tl.program_id(0).to(tl.int64) * (ROWS * BLOCK)
+    left = tl.minimum(elements - first, ROWS * BLOCK).to(tl.int32)
+    row = tl.arange(0, ROWS)
+    scale = load_scales(
+        absmax, nested_absmax, nested_offset, nested_map, first // BLOCK + row, row * BLOCK < left, IS_NESTED
+    )[:, None]
+    byte = row[:, None] * HALF + tl.arange(0, HALF)[None, :]
+    both = tl.load(packed + first // 2 + byte, mask=byte * 2 < left, other=0).to(tl.int32)
+    even = round_to(tl.load(levels + (both >> 4)) * scale, out.dtype.element_ty)
+    odd = round_to(tl.load(levels + (both & 15)) * scale, out.dtype.element_ty)
+    value = tl.reshape(tl.join(even, odd), [ROWS, BLOCK])
+    index = row[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    tl.store(out + first + index, value, mask=index < left)

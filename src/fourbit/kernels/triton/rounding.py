@@ -1,0 +1,39 @@
+"""Arithmetic in 16 bits that is the same compiled and interpreted.
+
+Triton's interpreter holds bf16 as the integers of its bits: it cuts a number off where a GPU rounds it, and multiplies
+those integers in a dot product. Kernels call these two in place of `.to` and `tl.dot`; compiled they are the same.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fourbit.kernels.triton.launch import interpreted
+
+__all__ = ["dot", "round_to"]
+
+INTERPRETED: tl.constexpr = tl.constexpr(interpreted())
+
+
+@triton.jit
+def round_to(value, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+    """`value.to(KIND)` of fp32, to nearest with ties to even."""
+    if INTERPRETED and KIND == tl.bfloat16:
+        bits = value.to(tl.uint32, bitcast=True)
+        up = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        quiet_nan = (bits >> 16) | 0x40
+        result = tl.where(value == value, up, quiet_nan).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        result = value.to(KIND)
+    return result
+
+
+@triton.jit
+def dot(left, right):  # type: ignore[no-untyped-def]
+    """`tl.dot` of fp16 or bf16 factors, with fp32 sums."""
+    if INTERPRETED:
+        result = tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision="ieee")
+    else:
+        result = tl.dot(left, right)
+    return result
