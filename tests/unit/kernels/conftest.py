@@ -6,8 +6,10 @@ sees one, `tests/gpu` runs them compiled and they are left out here.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -25,9 +27,22 @@ def _without_triton() -> str | None:
     return triton_backend.unavailable()
 
 
-TRITON = pytest.param(
-    "triton", marks=pytest.mark.skipif(_without_triton() is not None, reason=f"Triton: {_without_triton()}")
-)
+WITHOUT_TRITON = _without_triton()
+
+
+def _triton() -> Any:
+    """The parameter "triton", which skips with the reason where its kernels cannot run."""
+    return pytest.param("triton", marks=pytest.mark.skipif(bool(WITHOUT_TRITON), reason=f"Triton: {WITHOUT_TRITON}"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`backend` and `choice` name Triton in the tests of operations that it has a kernel for."""
+    stem = metafunc.module.__name__.rpartition(".")[2].removeprefix("test_")
+    more = [_triton()] if importlib.util.find_spec(f"fourbit.kernels.triton.{stem}") else []
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", ["reference", *LEVELS, *more], indirect=True)
+    if "choice" in metafunc.fixturenames:
+        metafunc.parametrize("choice", ["reference", "auto", *more])
 
 
 @contextmanager
@@ -46,18 +61,11 @@ def running(backend: str) -> Iterator[None]:
         library.set_level(before)
 
 
-@pytest.fixture(params=["reference", *LEVELS, TRITON])
+@pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The reference, native at each level of this CPU, and Triton."""
+    """The reference, native at each level of this CPU, and Triton; see `pytest_generate_tests`."""
     with running(request.param):
         yield request.param
-
-
-@pytest.fixture(params=["reference", "auto", TRITON])
-def choice(request: pytest.FixtureRequest) -> str:
-    """What `dispatch.use` and FOURBIT_BACKEND take, for tests that force it for a part of themselves."""
-    name: str = request.param
-    return name
 
 
 @pytest.fixture(params=LEVELS)

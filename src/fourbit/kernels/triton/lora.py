@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fourbit.kernels.dropout import keep_mask, share
 from fourbit.kernels.triton import linear as base
 
 __all__ = [
@@ -54,19 +55,17 @@ def lora_linear(
     lora_a: Tensor,
     lora_b: Tensor,
     scaling: float,
-    keep: Tensor | None,
-    keep_scale: float,
+    seed: Tensor | None,
+    dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `kernels.ops.lora`. Returns y and d(x) A^T [T, R]."""
+    """See `kernels.ops.lora`. Returns y and the product of the kept elements with A, [T, R]."""
     out_features = lora_b.shape[0]
-    xa = _dropped(x, keep, keep_scale) @ lora_a.to(x.dtype).t()
+    keep, factor = None if seed is None else keep_mask(x, seed, dropout), share(scaling, seed, dropout)
+    xa = _kept(x, keep) @ lora_a.to(x.dtype).t()
     b = lora_b.to(x.dtype).t()
-    if bias is None:
-        share = (xa * scaling) @ b
-    else:
-        share = torch.addmm(bias.to(x.dtype), xa, b, alpha=scaling)
+    first = (xa * factor) @ b if bias is None else torch.addmm(bias.to(x.dtype), xa, b, alpha=factor)
     weight = (packed, absmax, nested_absmax, nested_offset, levels, block_size)
-    return base.multiply(x, weight, out_features, share.view(*x.shape[:-1], out_features)), xa
+    return base.multiply(x, weight, out_features, first.view(*x.shape[:-1], out_features)), xa
 
 
 def accepts_lora_linear_backward(
@@ -101,28 +100,29 @@ def lora_linear_backward(
     lora_a: Tensor,
     lora_b: Tensor,
     scaling: float,
-    keep: Tensor | None,
-    keep_scale: float,
+    seed: Tensor | None,
+    dropout: float,
     needs_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.ops.lora`. Returns dX (empty unless needed), dA, dB."""
     flat = grad.reshape(-1, grad.shape[-1])
-    grad_xa = (flat @ lora_b.to(grad.dtype)).mul_(scaling)
-    grad_a = (grad_xa.t() @ _dropped(x, keep, keep_scale)).to(lora_a.dtype)
-    grad_b = (flat.t() @ xa).mul_(scaling).to(lora_b.dtype)
+    keep, factor = None if seed is None else keep_mask(x, seed, dropout), share(scaling, seed, dropout)
+    grad_xa = (flat @ lora_b.to(grad.dtype)).mul_(factor)
+    grad_a = (grad_xa.t() @ _kept(x, keep)).to(lora_a.dtype)
+    grad_b = (flat.t() @ xa).mul_(factor).to(lora_b.dtype)
     if not needs_grad_x:
         return x.new_empty(0), grad_a, grad_b
     features = x.shape[-1]
     grad_x = grad_xa @ lora_a.to(grad.dtype)
     if keep is not None:
-        grad_x.mul_(keep.reshape(-1, features)).mul_(keep_scale)
+        grad_x.mul_(keep.reshape(-1, features))
     weight = (packed, absmax, nested_absmax, nested_offset, levels, block_size)
     grad_x.addmm_(flat, base.decode(weight, flat.shape[-1], features, grad.dtype))
     return grad_x.view(x.shape), grad_a, grad_b
 
 
-def _dropped(x: Tensor, keep: Tensor | None, keep_scale: float) -> Tensor:
-    """d(x) as [T, K]."""
+def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
+    """x as [T, K], without what dropout takes; the factor of the rest is in `share`."""
     if keep is not None:
-        x = x * keep * keep_scale
+        x = x * keep
     return x.reshape(-1, x.shape[-1])
