@@ -6,9 +6,9 @@ backend module holds, for each operation it implements, a function of the operat
 predicate with the same arguments. A backend package holds `devices()`, the device types it takes; `unavailable()`, the
 reason it cannot run here at all; and `describe(stem)`, what it runs on and how it chooses.
 
-`FOURBIT_BACKEND=reference` (or `use("reference")`) turns the fast backends off; `native` and `triton` demand that one, and
-raise with the reason where it cannot take a call. The default, `auto`, falls back to the reference. With Triton's
-interpreter (TRITON_INTERPRET=1) `triton` takes tensors on the CPU, when asked for by name; see `kernels.triton.launch`.
+`FOURBIT_BACKEND=reference` (or `use("reference")`) turns the fast backends off; `native` and `triton` demand that one,
+and raise with the reason where it cannot take a call. The default, `auto`, falls back to the reference. With Triton's
+interpreter (TRITON_INTERPRET=1) `triton` takes tensors on the CPU when asked for by name; see `kernels.triton.launch`.
 """
 
 from __future__ import annotations
@@ -179,7 +179,9 @@ def no_second_derivative(name: str) -> str:
 def _check_devices(name: str, args: Sequence[Any]) -> None:
     device = args[0].device
     for other in args:
-        alone = isinstance(other, Tensor) and other.dim() == 0 and other.device.type == "cpu"  # goes with any, as in torch
+        alone = (
+            isinstance(other, Tensor) and other.dim() == 0 and other.device.type == "cpu"
+        )  # goes with any, as in torch
         if isinstance(other, Tensor) and not alone and other.device != device:
             raise RuntimeError(f"fourbit::{name} needs its tensors on one device; found {device} and {other.device}.")
 

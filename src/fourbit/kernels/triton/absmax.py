@@ -77,7 +77,7 @@ def _bins_on(device: torch.device) -> Tensor:
 
 
 @triton.jit
-def _quantize(absmax, offset, bins, codes, nested_absmax, count, blocks, BLOCK: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _quantize(absmax, offset, bins, codes, nested_absmax, count, blocks, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     index = rows[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     inside = index < count
@@ -93,7 +93,7 @@ def _quantize(absmax, offset, bins, codes, nested_absmax, count, blocks, BLOCK: 
 
 
 @triton.jit
-def _dequantize(codes, nested_absmax, nested_offset, nested_map, absmax, count, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _dequantize(codes, nested_absmax, nested_offset, nested_map, absmax, count, TILE: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     inside = index < count
     scale = load_scales(codes, nested_absmax, nested_offset, nested_map, index, inside, True)

@@ -11,8 +11,8 @@ which half take integers, and 32 lanes of loads.
     permute  bytes picked by PTX `prmt`: four codes find one byte of their levels in three instructions, so eight
              levels of two bytes cost sixteen and eight; levels are rounded to the 16-bit type of the input
 
-All but `permute` give fp32 levels as they are; `permute` is for NVIDIA, and for products in 16 bits. The interpreter has
-no PTX and takes `memory`.
+All but `permute` give fp32 levels as they are; `permute` is for NVIDIA, and for products in 16 bits. The interpreter
+has no PTX and takes `gather`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ LOOKUPS = ("memory", "gather", "select", "permute")
 
 
 @triton.jit
-def code_at(word, ELEMENT: tl.constexpr):  # type: ignore[no-untyped-def]
+def code_at(word, ELEMENT: tl.constexpr):
     """The code of one of the eight elements of each word, int32."""
     return (word >> (8 * (ELEMENT // 2) + 4 * (1 - ELEMENT % 2))) & 15
 
 
 @triton.jit
-def look_up(code, levels, LOOKUP: tl.constexpr):  # type: ignore[no-untyped-def]
+def look_up(code, levels, LOOKUP: tl.constexpr):
     """fp32 levels of int32 codes, by `memory`, `gather` or `select`."""
     if LOOKUP == "memory":
         level = tl.load(levels + code)
@@ -48,7 +48,7 @@ def look_up(code, levels, LOOKUP: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _select(code, levels, FIRST: tl.constexpr, HALF: tl.constexpr):  # type: ignore[no-untyped-def]
+def _select(code, levels, FIRST: tl.constexpr, HALF: tl.constexpr):
     """The level of a code among the 2 * HALF from FIRST on; the bit of value HALF says which half."""
     if HALF == 1:
         below = tl.load(levels + FIRST)
@@ -60,7 +60,7 @@ def _select(code, levels, FIRST: tl.constexpr, HALF: tl.constexpr):  # type: ign
 
 
 @triton.jit
-def byte_tables(levels, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+def byte_tables(levels, KIND: tl.constexpr):
     """The sixteen levels rounded to KIND (fp16 or bf16), four to a 32-bit word: low bytes, then high bytes."""
     code = tl.arange(0, 16)
     bits = round_to(tl.load(levels + code), KIND).to(tl.uint16, bitcast=True).to(tl.int32)
@@ -113,7 +113,7 @@ PERMUTE: tl.constexpr = tl.constexpr(
 
 
 @triton.jit
-def permuted(word, tables):  # type: ignore[no-untyped-def]
+def permuted(word, tables):
     """The levels of eight codes as four tensors of 32-bit words, each two 16-bit levels, the even element's below."""
     return tl.inline_asm_elementwise(
         PERMUTE,

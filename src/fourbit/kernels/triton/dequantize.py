@@ -62,7 +62,7 @@ def dequantize_blocks(
 
 
 @triton.jit
-def _dequantize(  # type: ignore[no-untyped-def]
+def _dequantize(
     packed, absmax, nested_absmax, nested_offset, nested_map, levels, out, elements,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, IS_NESTED: tl.constexpr,
 ):  # fmt: skip

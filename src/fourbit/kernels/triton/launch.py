@@ -1,8 +1,8 @@
 """Whether Triton can run here, and what every launch has in common.
 
-A kernel is compiled by Triton when it is first launched for a set of types, and cached on disk by Triton. Its interpreter
-(TRITON_INTERPRET=1, read when the kernels are decorated, so before the first import) runs the same kernels with numpy,
-on tensors of any device; that is how the test suite proves them where there is no GPU.
+A kernel is compiled by Triton when it is first launched for a set of types, and cached on disk by Triton. Its
+interpreter (TRITON_INTERPRET=1, read when the kernels are decorated, so before the first import) runs the same kernels
+with numpy, on tensors of any device; that is how the test suite proves them where there is no GPU.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _find_reason() -> str | None:
         import triton
     except ImportError as error:
         detail = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
-        return f"Triton {detail}: `pip install triton` (torch's CUDA wheels for Linux bring it); plain torch runs instead"
+        where = "`pip install triton` (torch's CUDA wheels for Linux bring it)"
+        return f"Triton {detail}: {where}; plain torch runs instead"
     try:
         _probe()
     except Exception as error:
@@ -69,10 +70,10 @@ def _find_reason() -> str | None:
 
 
 def _no_gpu() -> str:
-    if shutil.which("nvidia-smi") is not None and torch.version.cuda is None and torch.version.hip is None:
+    if shutil.which("nvidia-smi") is not None and not torch.backends.cuda.is_built():
         return (
-            f"this machine has an NVIDIA GPU, but torch {torch.__version__} is built for CPUs alone: install a CUDA build"
-            " of torch (https://pytorch.org/get-started)"
+            f"this machine has an NVIDIA GPU, but torch {torch.__version__} is built for CPUs alone: install a CUDA"
+            " build of torch (https://pytorch.org/get-started)"
         )
     return "torch sees no GPU"
 

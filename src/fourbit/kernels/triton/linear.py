@@ -4,10 +4,10 @@
     skinny   2 to 64 tokens of 16 bits: `skinny`, tensor cores fed straight from the 4 bits
     decoded  more: W is decoded (`dequantize`) into a buffer and meets x in cuBLAS
 
-Decoding costs 2.5 bytes of traffic an element and its reading 2 more, once per product; from some number of tokens on that
-is little beside the product, for which no kernel of ours on a Hopper is as fast as cuBLAS. The buffer is torch's to
-lend: the caching allocator hands the same memory from layer to layer, to each stream and each captured graph its own,
-and to the activations in between.
+Decoding costs 2.5 bytes of traffic an element and its reading 2 more, once per product; from some number of tokens on
+that is little beside the product, which cuBLAS does as fast as the tensor cores go. The buffer is torch's to lend: the
+caching allocator hands the same memory from layer to layer, to each stream and each captured graph its own, and to the
+activations in between.
 
 The transposed product of a backward pass, dX = dY W, is `decoded` at every size: it is taken by training, in which
 tokens are many.
@@ -53,8 +53,8 @@ LARGEST_GROUP, SMALLEST_GROUP = 64, 32
 SKINNY_TOKENS = 64
 """The most tokens that `skinny` takes; not measured yet: beyond, its programs read W more than once."""
 MATVEC_TOKENS = 8
-"""The most tokens that `matvec` takes, one after the other, where there are no tensor cores for their type: it reads half
-a byte an element for each, and `decoded` 4.5 for all."""
+"""The most tokens that `matvec` takes, one after the other, where there are no tensor cores for their type: it reads
+half a byte an element for each, and `decoded` 4.5 for all."""
 TENSOR_CORES = (8, 0)
 """The compute capability from which Triton has tensor cores for fp16 and bf16 both."""
 
@@ -172,9 +172,7 @@ def decode(weight: Weight, rows: int, columns: int, dtype: torch.dtype) -> Tenso
     return out
 
 
-def multiply(
-    x: Tensor, weight: Weight, out_features: int, addend: Tensor | None, *, way: Way | None = None
-) -> Tensor:
+def multiply(x: Tensor, weight: Weight, out_features: int, addend: Tensor | None, *, way: Way | None = None) -> Tensor:
     """y = x W^T + addend.
 
     Args:
@@ -207,7 +205,7 @@ def _arguments(weight: Weight, features: int) -> tuple[tuple[Tensor | None, ...]
     nested = nested_absmax is not None
     group = _group(features, block_size)
     if group < SMALLEST_GROUP or packed.data_ptr() % 4:
-        raise ValueError(f"Rows of {features} elements at block size {block_size} do not consist of groups; decode them.")
+        raise ValueError(f"Rows of {features} elements at block size {block_size} are not made of groups; decode them.")
     tensors = (packed, absmax, nested_absmax, nested_offset, nested_map(packed.device) if nested else None, levels)
     return tensors, {"GROUP": group, "GROUPS_PER_SCALE": block_size // group, "IS_NESTED": nested, **EXACT}
 

@@ -1,9 +1,9 @@
 """Triton: a quantized linear layer with a low-rank adapter.
 
-The adapter's share s (d(x) A^T) B^T + bias is written first, by a product over the rank alone, and the base product adds
-to it where it ends: in the registers of `matvec` and `skinny`, or as the C of cuBLAS's D = A B + C. So y is written twice
-and read once, the reading beside the base product's arithmetic, and no temporary is larger than [T, R]. Backward it is
-the same: s (dY B) A first, and dY W is added to it.
+The adapter's share s (d(x) A^T) B^T + bias is written first, by a product over the rank alone, and the base product
+adds to it where it ends: in the registers of `matvec` and `skinny`, or as the C of cuBLAS's D = A B + C. So y is
+written twice and read once, the reading beside the base product's arithmetic. Backward it is the same: s (dY B) A
+first, and dY W is added to it.
 
 (Adding s B A to the decoded W would save those passes, but round the adapter's small numbers to the spacing of the
 weight's: a step of training would be lost.)

@@ -24,7 +24,7 @@ __all__ = ["matvec"]
 
 
 @triton.jit
-def matvec(  # type: ignore[no-untyped-def]
+def matvec(
     x, packed, absmax, nested_absmax, nested_offset, nested_map, levels, addend, y, rows, groups, addend_stride,
     GROUP: tl.constexpr, GROUPS_PER_SCALE: tl.constexpr, IS_NESTED: tl.constexpr, HAS_ADDEND: tl.constexpr,
     LOOKUP: tl.constexpr, EVEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr,
@@ -47,9 +47,10 @@ def matvec(  # type: ignore[no-untyped-def]
 
     total = tl.zeros([BLOCK_N, BLOCK_G, WORDS], dtype=tl.float32)
     for start in range(0, groups, BLOCK_G):
+        end = start + BLOCK_G if EVEN else groups
         here, place = start + group, start * WORDS + word
-        inside = here < (start + BLOCK_G if EVEN else groups)
-        codes = tl.load(words + place[None, :], mask=(place < (start + BLOCK_G if EVEN else groups) * WORDS)[None, :], other=0)
+        inside = here < end
+        codes = tl.load(words + place[None, :], mask=(place < end * WORDS)[None, :], other=0)
         scale = load_scales(
             absmax, nested_absmax, nested_offset, nested_map,
             (first_group[:, None] + here[None, :]) // GROUPS_PER_SCALE, inside[None, :], IS_NESTED,
@@ -76,7 +77,7 @@ def matvec(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _inputs(x, start, columns, WORDS: tl.constexpr, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
+def _inputs(x, start, columns, WORDS: tl.constexpr, EVEN: tl.constexpr):
     """x from an element on, as the eight elements of each of some words."""
     place = start + tl.arange(0, WORDS * 8)
     value = tl.load(x + place, mask=place < (start + WORDS * 8 if EVEN else columns), other=0.0)
@@ -91,9 +92,9 @@ def _inputs(x, start, columns, WORDS: tl.constexpr, EVEN: tl.constexpr):  # type
 
 
 @triton.jit
-def _halves(pair, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+def _halves(pair, KIND: tl.constexpr):
     """The two 16-bit numbers of a word as fp32."""
-    if KIND == tl.bfloat16:
+    if tl.bfloat16 == KIND:
         low = (pair << 16).to(tl.float32, bitcast=True)
         high = (pair & -65536).to(tl.float32, bitcast=True)
     else:

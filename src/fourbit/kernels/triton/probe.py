@@ -9,7 +9,7 @@ __all__ = ["double"]
 
 
 @triton.jit
-def double(x, out, n, BLOCK: tl.constexpr = 32):  # type: ignore[no-untyped-def]
+def double(x, out, n, BLOCK: tl.constexpr = 32):
     """out = 2 x, for n numbers."""
     index = tl.arange(0, BLOCK)
     tl.store(out + index, 2 * tl.load(x + index, mask=index < n), mask=index < n)

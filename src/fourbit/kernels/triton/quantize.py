@@ -53,9 +53,7 @@ def quantize_blocks(weight: Tensor, thresholds: Tensor, codes: Tensor, block_siz
 
 
 @triton.jit
-def _quantize(  # type: ignore[no-untyped-def]
-    weight, thresholds, codes, packed, absmax, flag, elements, BLOCK: tl.constexpr, ROWS: tl.constexpr
-):
+def _quantize(weight, thresholds, codes, packed, absmax, flag, elements, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * (ROWS * BLOCK)
     left = tl.minimum(elements - first, ROWS * BLOCK).to(tl.int32)
     row = tl.arange(0, ROWS)
@@ -70,7 +68,8 @@ def _quantize(  # type: ignore[no-untyped-def]
     normalised = value * inverse[:, None]
     if left % BLOCK != 0:  # the last program alone: its last block is shorter, divides, and keeps what it divided by
         is_tail = row == left // BLOCK
-        normalised = tl.where(is_tail[:, None], tl.math.div_rn(value, tl.broadcast_to(divisor[:, None], [ROWS, BLOCK])), normalised)  # fmt: skip
+        quotient = tl.math.div_rn(value, tl.broadcast_to(divisor[:, None], [ROWS, BLOCK]))
+        normalised = tl.where(is_tail[:, None], quotient, normalised)
         largest = tl.where(is_tail, divisor, largest)
     tl.store(absmax + first // BLOCK + row, largest, mask=row * BLOCK < left)
 
@@ -81,7 +80,7 @@ def _quantize(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _rank(value, thresholds):  # type: ignore[no-untyped-def]
+def _rank(value, thresholds):
     """How many of the fifteen ascending thresholds are below each value, bit by bit from the highest."""
     eighth = value > tl.load(thresholds + 7)
     fourth = value > tl.where(eighth, tl.load(thresholds + 11), tl.load(thresholds + 3))

@@ -17,9 +17,9 @@ INTERPRETED: tl.constexpr = tl.constexpr(interpreted())
 
 
 @triton.jit
-def round_to(value, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+def round_to(value, KIND: tl.constexpr):
     """`value.to(KIND)` of fp32, to nearest with ties to even."""
-    if INTERPRETED and KIND == tl.bfloat16:
+    if INTERPRETED and tl.bfloat16 == KIND:
         bits = value.to(tl.uint32, bitcast=True)
         up = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         quiet_nan = (bits >> 16) | 0x40
@@ -30,7 +30,7 @@ def round_to(value, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def dot(left, right):  # type: ignore[no-untyped-def]
+def dot(left, right):
     """`tl.dot` of fp16 or bf16 factors, with fp32 sums."""
     if INTERPRETED:
         result = tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision="ieee")

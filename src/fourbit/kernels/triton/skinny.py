@@ -26,7 +26,7 @@ __all__ = ["add_splits", "skinny"]
 
 
 @triton.jit
-def skinny(  # type: ignore[no-untyped-def]
+def skinny(
     x, packed, absmax, nested_absmax, nested_offset, nested_map, levels, addend, y,
     tokens, rows, groups, addend_stride,
     GROUP: tl.constexpr, GROUPS_PER_SCALE: tl.constexpr, IS_NESTED: tl.constexpr, HAS_ADDEND: tl.constexpr,
@@ -74,7 +74,7 @@ def skinny(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def add_splits(  # type: ignore[no-untyped-def]
+def add_splits(
     sums, addend, y, count, rows, addend_stride,
     SPLITS: tl.constexpr, HAS_ADDEND: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -91,7 +91,7 @@ def add_splits(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _levels(codes, levels, LOOKUP: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _levels(codes, levels, LOOKUP: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr):
     """fp32 levels [ROWS, 8 * WORDS] of the eight codes of each word, in order."""
     l04 = tl.join(look_up(code_at(codes, 0), levels, LOOKUP), look_up(code_at(codes, 4), levels, LOOKUP))
     l15 = tl.join(look_up(code_at(codes, 1), levels, LOOKUP), look_up(code_at(codes, 5), levels, LOOKUP))
@@ -101,7 +101,7 @@ def _levels(codes, levels, LOOKUP: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.c
 
 
 @triton.jit
-def _permuted_levels(codes, tables, KIND: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _permuted_levels(codes, tables, KIND: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr):
     """The same in KIND, fp16 or bf16."""
     p01, p23, p45, p67 = permuted(codes, tables)
     pairs = tl.reshape(tl.join(tl.join(p01, p45), tl.join(p23, p67)), [ROWS, WORDS * 4])

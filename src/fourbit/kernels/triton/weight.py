@@ -33,7 +33,7 @@ def nested_map(device: torch.device) -> Tensor:
 
 
 @triton.jit
-def load_scales(absmax, nested_absmax, nested_offset, nested_map, index, mask, IS_NESTED: tl.constexpr):  # type: ignore[no-untyped-def]
+def load_scales(absmax, nested_absmax, nested_offset, nested_map, index, mask, IS_NESTED: tl.constexpr):
     """fp32 scales by their index in the tensor: one load, or the three of a nested scale."""
     if IS_NESTED:
         code = tl.load(absmax + index, mask=mask, other=0).to(tl.int32)
