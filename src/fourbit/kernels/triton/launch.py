@@ -24,7 +24,7 @@ EXACT = {"enable_fp_fusion": False}
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 _reason: dict[str, str | None] = {}
-_multiprocessors: dict[int, int] = {}
+_multiprocessors: dict[torch.device, int] = {}
 
 
 def interpreted() -> bool:
@@ -108,10 +108,9 @@ def multiprocessors(device: torch.device) -> int:
     """How many programs run at a time, in units of one per multiprocessor; 1 where the kernels are interpreted."""
     if device.type != "cuda":
         return 1
-    index = torch.cuda.current_device() if device.index is None else device.index
-    if index not in _multiprocessors:
-        _multiprocessors[index] = torch.cuda.get_device_properties(index).multi_processor_count
-    return _multiprocessors[index]
+    if device not in _multiprocessors:
+        _multiprocessors[device] = torch.cuda.get_device_properties(device).multi_processor_count
+    return _multiprocessors[device]
 
 
 def describe() -> str:
