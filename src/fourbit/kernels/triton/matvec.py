@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from fourbit.kernels.triton.codes import byte_tables, code_at, look_up, permuted
-from fourbit.kernels.triton.rounding import round_to
+from fourbit.kernels.triton.rounding import round_to, widen
 from fourbit.kernels.triton.weight import load_scales
 
 __all__ = ["matvec"]
@@ -61,18 +61,18 @@ def matvec(
             pairs = permuted(codes, tables)
             for index in tl.static_range(4):
                 even, odd = _halves(pairs[index], x.dtype.element_ty)
-                part = tl.fma(even, inputs[2 * index][None, :].to(tl.float32), part)
-                part = tl.fma(odd, inputs[2 * index + 1][None, :].to(tl.float32), part)
+                part = tl.fma(even, widen(inputs[2 * index][None, :]), part)
+                part = tl.fma(odd, widen(inputs[2 * index + 1][None, :]), part)
         else:
             for index in tl.static_range(8):
                 level = look_up(code_at(codes, index), levels, LOOKUP)
-                part = tl.fma(level, inputs[index][None, :].to(tl.float32), part)
+                part = tl.fma(level, widen(inputs[index][None, :]), part)
         part = tl.reshape(part, [BLOCK_N, BLOCK_G, WORDS])
         total = tl.fma(part, tl.broadcast_to(scale[:, :, None], [BLOCK_N, BLOCK_G, WORDS]), total)
 
     result = tl.sum(tl.sum(total, axis=2), axis=1)
     if HAS_ADDEND:
-        result += tl.load(addend + token * addend_stride + row, mask=row < rows, other=0.0).to(tl.float32)
+        result += widen(tl.load(addend + token * addend_stride + row, mask=row < rows, other=0.0))
     tl.store(y + token * rows + row, round_to(result, y.dtype.element_ty), mask=row < rows)
 
 

@@ -19,6 +19,7 @@ from fourbit.errors import NonFiniteWeight
 from fourbit.formats import block_count, packed_size
 from fourbit.kernels.reference.quantize import SMALLEST_ABSMAX
 from fourbit.kernels.triton.launch import EXACT, guard
+from fourbit.kernels.triton.rounding import widen
 
 __all__ = ["accepts_quantize_blocks", "quantize_blocks"]
 
@@ -72,9 +73,9 @@ def _quantize_tile(
     index = row[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     byte = row[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
     if IS_LAST:
-        value = tl.load(weight + first + index, mask=index < left, other=0.0).to(tl.float32)
+        value = widen(tl.load(weight + first + index, mask=index < left, other=0.0))
     else:
-        value = tl.load(weight + first + index).to(tl.float32)
+        value = widen(tl.load(weight + first + index))
     magnitude = tl.abs(value)
     if tl.max(tl.max((magnitude < float("inf")).to(tl.int32) ^ 1, axis=1), axis=0) != 0:
         tl.store(flag, 1)

@@ -1,7 +1,8 @@
 """Arithmetic in 16 bits that is the same compiled and interpreted.
 
-Triton's interpreter holds bf16 as the integers of its bits: it cuts a number off where a GPU rounds it, and multiplies
-those integers in a dot product. Kernels call these two in place of `.to` and `tl.dot`; compiled they are the same.
+Triton's interpreter holds bf16 as the integers of its bits: it cuts a number off where a GPU rounds it, reads subnormal
+ones as others, and multiplies those integers in a dot product. Kernels call these in place of `.to` and `tl.dot`;
+compiled they are the same.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import triton.language as tl
 
 from fourbit.kernels.triton.launch import interpreted
 
-__all__ = ["dot", "round_to"]
+__all__ = ["dot", "round_to", "widen"]
 
 INTERPRETED: tl.constexpr = tl.constexpr(interpreted())
 
@@ -30,10 +31,16 @@ def round_to(value, KIND: tl.constexpr):
 
 
 @triton.jit
+def widen(value):
+    """`value.to(tl.float32)` of fp32, fp16 or bf16, which is exact."""
+    if INTERPRETED and tl.bfloat16 == value.dtype.scalar:
+        result = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        result = value.to(tl.float32)
+    return result
+
+
+@triton.jit
 def dot(left, right):
     """`tl.dot` of fp16 or bf16 factors, with fp32 sums."""
-    if INTERPRETED:
-        result = tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision="ieee")
-    else:
-        result = tl.dot(left, right)
-    return result
+    return tl.dot(widen(left), widen(right), input_precision="ieee") if INTERPRETED else tl.dot(left, right)

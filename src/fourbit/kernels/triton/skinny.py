@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from fourbit.kernels.triton.codes import byte_tables, code_at, look_up, permuted
-from fourbit.kernels.triton.rounding import dot, round_to
+from fourbit.kernels.triton.rounding import dot, round_to, widen
 from fourbit.kernels.triton.weight import load_scales
 
 __all__ = ["add_splits", "skinny"]
@@ -69,7 +69,7 @@ def skinny(
     place = token.to(tl.int64)[None, :] * rows + row[:, None]
     if HAS_ADDEND:
         added = addend + token.to(tl.int64)[None, :] * addend_stride + row[:, None]
-        total += tl.load(added, mask=inside, other=0.0).to(tl.float32)
+        total += widen(tl.load(added, mask=inside, other=0.0))
     tl.store(y + split * tokens.to(tl.int64) * rows + place, round_to(total, y.dtype.element_ty), mask=inside)
 
 
@@ -86,7 +86,7 @@ def add_splits(
         total += tl.load(sums + split * count.to(tl.int64) + place, mask=inside, other=0.0)
     if HAS_ADDEND:
         added = addend + place // rows * addend_stride + place % rows
-        total += tl.load(added, mask=inside, other=0.0).to(tl.float32)
+        total += widen(tl.load(added, mask=inside, other=0.0))
     tl.store(y + place, round_to(total, y.dtype.element_ty), mask=inside)
 
 
