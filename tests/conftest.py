@@ -57,6 +57,24 @@ def shared_data() -> Path:
     return _shared("data")
 
 
+@pytest.fixture
+def same_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `nn.Dropout` draw as our layers do: a seed, and the mask from it. So peft's layer sees the same masks.
+
+    That both are distributed alike is `test_dropout`'s to show.
+    """
+    import torch
+
+    from fourbit.kernels.dropout import draw_seed, keep_mask
+
+    def forward(self: torch.nn.Dropout, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or not self.p:
+            return x
+        return x * keep_mask(x, draw_seed(), self.p) * (1 / (1 - self.p) if self.p < 1 else 0.0)
+
+    monkeypatch.setattr(torch.nn.Dropout, "forward", forward)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and (reason := _no_gpu()):

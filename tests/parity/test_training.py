@@ -77,6 +77,7 @@ def curve(model: PeftModel, *, learning_rate: float = LEARNING_RATE, gradient_no
     return torch.tensor(losses)
 
 
+@pytest.mark.usefixtures("same_dropout")
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize(
     ("dtype", "unit", "other_rate"),

@@ -194,7 +194,9 @@ def _fuse_attention(module: nn.Module, device: str, report: Prepared) -> None:
     """The rotary embedding and the attention of one layer, each where it can be taken."""
     name, function = type(module).__name__, rotary_function(module)
     rotary = "it calls no rotary embedding" if function is None else prove_rotary(function)
-    attention = why_not_attention(module, device) if uses_attention_functions(module) else "it attends in a way of its own"
+    attention = (
+        why_not_attention(module, device) if uses_attention_functions(module) else "it attends in a way of its own"
+    )
     if rotary is None or attention is None:
         kind = FusedRotary if attention is not None else FusedAttention if rotary is not None else FusedRotaryAttention
         fuse(module, kind, None)

@@ -120,7 +120,9 @@ class _Kept:
     def _check_unchanged(self, x: Tensor) -> None:
         """As autograd itself does with what it keeps; the copy may have seen the change, or not."""
         if x._version != self._version:
-            raise RuntimeError("A layer changed its input in place, so it cannot be computed again in the backward pass.")
+            raise RuntimeError(
+                "A layer changed its input in place, so it cannot be computed again in the backward pass."
+            )
 
     def fetch(self) -> None:
         """Start to copy it back, unless it is on the device."""

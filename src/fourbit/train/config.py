@@ -175,7 +175,9 @@ class TrainConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"`{name}` is {getattr(self, name)}; it must be from 0 to below 1.")
         if self.activation_offloading and not self.gradient_checkpointing:
-            raise InputError("`activation_offloading` moves what checkpointing keeps; set `gradient_checkpointing`, too.")
+            raise InputError(
+                "`activation_offloading` moves what checkpointing keeps; set `gradient_checkpointing`, too."
+            )
         if self.max_steps == 0 or self.max_steps < -1:
             raise InputError(f"`max_steps` is {self.max_steps}; it must be 1 or more, or -1 for num_train_epochs.")
 

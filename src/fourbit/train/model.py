@@ -26,7 +26,9 @@ def load_trainable(config: TrainConfig) -> PeftModel:
         InputError: the model or the adapter cannot be used, or no module is named as `target_modules` say.
     """
     model = _load_base(config)
-    checkpointing: bool | Literal["offload"] = "offload" if config.activation_offloading else config.gradient_checkpointing
+    checkpointing: bool | Literal["offload"] = (
+        "offload" if config.activation_offloading else config.gradient_checkpointing
+    )
     if config.adapter is not None:
         adapted = adapters.attach(model, locate(config.adapter, kind="adapter"))
         _check_shape(config, adapted.peft_config[adapted.active_adapter])

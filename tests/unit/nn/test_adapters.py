@@ -249,6 +249,7 @@ UNFUSED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.usefixtures("same_dropout")
 @pytest.mark.parametrize("case", [*FUSED, *UNFUSED])
 def test_results_and_gradients_are_stock_peft(case: str, calls: list[int]) -> None:
     """With the same seed the dropout mask is the same, so that one bound holds for all."""

@@ -70,9 +70,7 @@ class Stack(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.run = run
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Dropout(0.3)) for _ in range(LAYERS)
-        )
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Dropout(0.3)) for _ in range(LAYERS))
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)

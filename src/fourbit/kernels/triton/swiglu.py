@@ -89,9 +89,7 @@ def swiglu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
     if out.numel():
         with guard(gate):
-            _forward[_grid(gate)](
-                gate, up, out, gate_stride, up_stride, gate.shape[-1], activation == "silu", _BLOCK
-            )
+            _forward[_grid(gate)](gate, up, out, gate_stride, up_stride, gate.shape[-1], activation == "silu", _BLOCK)
     return out
 
 
