@@ -179,10 +179,9 @@ def no_second_derivative(name: str) -> str:
 def _check_devices(name: str, args: Sequence[Any]) -> None:
     device = args[0].device
     for other in args:
-        alone = (
-            isinstance(other, Tensor) and other.dim() == 0 and other.device.type == "cpu"
-        )  # goes with any, as in torch
-        if isinstance(other, Tensor) and not alone and other.device != device:
+        if not isinstance(other, Tensor) or (other.dim() == 0 and other.device.type == "cpu"):
+            continue  # one number on the CPU goes with any device, as in torch itself
+        if other.device != device:
             raise RuntimeError(f"fourbit::{name} needs its tensors on one device; found {device} and {other.device}.")
 
 

@@ -70,7 +70,7 @@ class StreamLane:
 
 
 class HostLane:
-    """The same between two places of the host's memory, at once: what the logic is tested with where there is no GPU."""
+    """The same between two places of the host's memory, at once: the logic can be tried where there is no GPU."""
 
     def __init__(self, device: torch.device) -> None:
         del device

@@ -12,7 +12,7 @@ from fourbit.kernels.dropout import draw_seed, keep_mask, share
 SHAPE = (40, 500)
 N = math.prod(SHAPE)
 DEVIATIONS = 5
-"""How many standard deviations a count may be off: one in 1.7 million draws would be, and these are the same each time."""
+"""How many standard deviations a count may be off; one in 1.7 million would be, and these are the same each time."""
 
 
 @pytest.mark.parametrize("dropout", [0.05, 0.1, 0.5, 0.9])

@@ -1,8 +1,8 @@
 """Triton: a linear head and its cross-entropy, a kernel between two products of torch's.
 
-The labelled tokens go through in pieces. For each, cuBLAS makes the logits, one program per token reads them twice (once
-for the logarithm of the sum, online; once to write the gradient in their place), and cuBLAS multiplies that with the
-head. Logits exist for one piece, in the dtype of the product, and never in fp32.
+The labelled tokens go through in pieces. For each, cuBLAS makes the logits, one program per token reads them twice
+(once for the logarithm of the sum, online; once to write the gradient in their place), and cuBLAS multiplies that with
+the head. Logits exist for one piece, in the dtype of the product, and never in fp32.
 
 Which tokens carry a label has to be known on the host, as the products leave the others out. That waits for the device
 once a step, when the forward pass is over and the host has nothing to queue: what the head costs for unlabelled tokens
@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fourbit.kernels.triton.launch import guard
+from fourbit.kernels.triton.launch import EXACT, guard
+from fourbit.kernels.triton.rounding import round_to
 
 __all__ = ["CHUNK_BYTES", "accepts_linear_cross_entropy", "linear_cross_entropy"]
 
@@ -39,10 +40,10 @@ def _shaped(x, scale, cap, CAPPED: tl.constexpr):  # type: ignore[no-untyped-def
 
 
 @triton.jit
-def _to_gradients(
+def _to_gradients(  # type: ignore[no-untyped-def]
     logits, labels, losses, vocabulary, scale, cap,
     CAPPED: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     logits += row * vocabulary
     label = tl.load(labels + row)
@@ -66,7 +67,7 @@ def _to_gradients(
             slope = tl.exp(z - top) * inverse - tl.where(col == label, 1.0, 0.0)
             if CAPPED:
                 slope *= 1.0 - (z / cap) * (z / cap)
-            tl.store(logits + col, (slope * scale).to(x.dtype), mask=col < vocabulary)
+            tl.store(logits + col, round_to(slope * scale, x.dtype), mask=col < vocabulary)
 
 
 def accepts_linear_cross_entropy(
@@ -128,7 +129,7 @@ def linear_cross_entropy(
         with guard(logits):
             _to_gradients[(len(chunk),)](
                 logits, labels[begin : begin + tokens], losses[begin : begin + tokens], vocabulary, scale, cap,
-                cap != 0, needs_grad, min(_BLOCK, triton.next_power_of_2(vocabulary)), num_warps=8,
+                cap != 0, needs_grad, min(_BLOCK, triton.next_power_of_2(vocabulary)), num_warps=8, **EXACT,
             )  # fmt: skip
         if grad_rows is not None:
             torch.mm(logits, weight, out=grad_rows[begin : begin + tokens])

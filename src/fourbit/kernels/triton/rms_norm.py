@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fourbit.kernels.triton.launch import guard
+from fourbit.kernels.triton.launch import EXACT, guard
+from fourbit.kernels.triton.rounding import round_to
 
 __all__ = ["accepts_rms_norm", "accepts_rms_norm_backward", "rms_norm", "rms_norm_backward"]
 
@@ -29,9 +30,9 @@ _PROGRAMS = 512
 
 
 @triton.jit
-def _forward(
+def _forward(  # type: ignore[no-untyped-def]
     x, weight, y, rows, eps, offset, COLS: tl.constexpr, ROUND: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr
-):  # type: ignore[no-untyped-def]
+):
     row = tl.program_id(0) * TALL + tl.arange(0, TALL)
     col = tl.arange(0, WIDE)
     inside = (row < rows)[:, None] & (col < COLS)[None, :]
@@ -40,16 +41,16 @@ def _forward(
     wide = values.to(tl.float32)
     normalised = wide * tl.rsqrt(tl.sum(wide * wide, axis=1) / COLS + eps)[:, None]
     if ROUND:
-        normalised = normalised.to(values.dtype).to(tl.float32)
+        normalised = round_to(normalised, values.dtype).to(tl.float32)
     scale = tl.load(weight + col, mask=col < COLS, other=0.0).to(tl.float32) + offset
-    tl.store(y + at, (normalised * scale[None, :]).to(values.dtype), mask=inside)
+    tl.store(y + at, round_to(normalised * scale[None, :], values.dtype), mask=inside)
 
 
 @triton.jit
-def _backward(
+def _backward(  # type: ignore[no-untyped-def]
     grad, x, weight, grad_x, sums, rows, tiles, eps, offset,
     COLS: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, WEIGHT: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     col = tl.arange(0, WIDE)
     scale = tl.load(weight + col, mask=col < COLS, other=0.0).to(tl.float32) + offset
     total = tl.zeros((WIDE,), dtype=tl.float32)
@@ -64,7 +65,7 @@ def _backward(
         pulled = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
         scaled = pulled * scale[None, :]
         mean = (tl.sum(scaled * normalised, axis=1) / COLS)[:, None]
-        tl.store(grad_x + at, (inverse * (scaled - normalised * mean)).to(values.dtype), mask=inside)
+        tl.store(grad_x + at, round_to(inverse * (scaled - normalised * mean), values.dtype), mask=inside)
         if WEIGHT:
             total += tl.sum(pulled * normalised, axis=0)
     if WEIGHT:
@@ -84,7 +85,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float, round_first: 
     if rows:
         with guard(x):
             _forward[(triton.cdiv(rows, tall),)](
-                x, weight, y, rows, eps, offset, cols, round_first, tall, wide, num_warps=warps
+                x, weight, y, rows, eps, offset, cols, round_first, tall, wide, num_warps=warps, **EXACT
             )
     return y
 
@@ -112,7 +113,7 @@ def rms_norm_backward(
         with guard(x):
             _backward[(programs,)](
                 grad, x, weight, grad_x, sums, rows, tiles, eps, offset, cols, tall, wide, needs_grad_weight,
-                num_warps=warps,
+                num_warps=warps, **EXACT,
             )  # fmt: skip
     return grad_x, sums.sum(dim=0).to(weight.dtype) if needs_grad_weight else weight.new_empty(0)
 

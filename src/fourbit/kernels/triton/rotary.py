@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fourbit.kernels.triton.launch import guard
+from fourbit.kernels.triton.launch import EXACT, guard
+from fourbit.kernels.triton.rounding import round_to
 
 __all__ = ["accepts_rotary", "rotary"]
 
@@ -26,12 +27,12 @@ _MAX_HEAD = 8192
 
 
 @triton.jit
-def _rotate(
+def _rotate(  # type: ignore[no-untyped-def]
     q, k, cos, sin, rotated_q, rotated_k,
     q_batch, q_head, q_token, k_batch, k_head, k_token, table_batch,
     tokens, q_heads, k_heads, HEAD: tl.constexpr, HALF: tl.constexpr,
     INVERSE: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     batch = (tl.program_id(0) // tokens).to(tl.int64)
     token = (tl.program_id(0) % tokens).to(tl.int64)
     pair = tl.arange(0, PAIRS)
@@ -60,11 +61,11 @@ def _rotate(
 
 
 @triton.jit
-def _rotate_heads(
+def _rotate_heads(  # type: ignore[no-untyped-def]
     source, target, first, heads, stride, cos_a, cos_b, sin_a, sin_b,
     HEAD: tl.constexpr, HALF: tl.constexpr, INVERSE: tl.constexpr,
     HEADS: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     head = (first + tl.arange(0, HEADS))[:, None]
     pair = tl.arange(0, PAIRS)[None, :]
     inside = (head < heads) & (pair < HALF)
@@ -74,15 +75,15 @@ def _rotate_heads(
     b = tl.load(x + pair + HALF, mask=inside, other=0.0)
     dtype = a.dtype
     a, b = a.to(tl.float32), b.to(tl.float32)
-    a_cos, b_cos = (a * cos_a).to(dtype).to(tl.float32), (b * cos_b).to(dtype).to(tl.float32)
+    a_cos, b_cos = round_to(a * cos_a, dtype).to(tl.float32), round_to(b * cos_b, dtype).to(tl.float32)
     if INVERSE:
-        first_half = a_cos + (b * sin_b).to(dtype).to(tl.float32)
-        second_half = b_cos - (a * sin_a).to(dtype).to(tl.float32)
+        first_half = a_cos + round_to(b * sin_b, dtype).to(tl.float32)
+        second_half = b_cos - round_to(a * sin_a, dtype).to(tl.float32)
     else:
-        first_half = a_cos - (b * sin_a).to(dtype).to(tl.float32)
-        second_half = b_cos + (a * sin_b).to(dtype).to(tl.float32)
-    tl.store(y + pair, first_half.to(dtype), mask=inside)
-    tl.store(y + pair + HALF, second_half.to(dtype), mask=inside)
+        first_half = a_cos - round_to(b * sin_a, dtype).to(tl.float32)
+        second_half = b_cos + round_to(a * sin_b, dtype).to(tl.float32)
+    tl.store(y + pair, round_to(first_half, dtype), mask=inside)
+    tl.store(y + pair + HALF, round_to(second_half, dtype), mask=inside)
     if REST > 0:
         rest = 2 * HALF + tl.arange(0, REST)[None, :]
         other = (head < heads) & (rest < HEAD)
@@ -120,6 +121,6 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> tup
             *q.stride()[:3], *k.stride()[:3], cos.stride(0) if cos.shape[0] > 1 else 0,
             tokens, q.shape[1], k.shape[1], head, half,
             inverse, heads, pairs, triton.next_power_of_2(left) if left else 0,
-            enable_fp_fusion=False,
+            **EXACT,
         )  # fmt: skip
     return rotated_q, rotated_k

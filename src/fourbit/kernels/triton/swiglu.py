@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fourbit.kernels.rows import as_rows
-from fourbit.kernels.triton.launch import guard
+from fourbit.kernels.triton.launch import EXACT, guard
+from fourbit.kernels.triton.rounding import round_to
 
 __all__ = ["accepts_swiglu", "accepts_swiglu_backward", "swiglu", "swiglu_backward"]
 
@@ -48,14 +49,14 @@ def _forward(gate, up, out, gate_stride, up_stride, cols, SILU: tl.constexpr, BL
     x = tl.load(gate + row * gate_stride + col, mask=inside, other=0.0)
     other = tl.load(up + row * up_stride + col, mask=inside, other=0.0)
     wide = x.to(tl.float32)
-    active = (wide * _sigmoid(_argument(wide, SILU))).to(x.dtype)
-    tl.store(out + row * cols + col, (active.to(tl.float32) * other.to(tl.float32)).to(x.dtype), mask=inside)
+    active = round_to(wide * _sigmoid(_argument(wide, SILU)), x.dtype)
+    tl.store(out + row * cols + col, round_to(active.to(tl.float32) * other.to(tl.float32), x.dtype), mask=inside)
 
 
 @triton.jit
-def _backward(
+def _backward(  # type: ignore[no-untyped-def]
     grad, gate, up, grad_gate, grad_up, gate_stride, up_stride, cols, SILU: tl.constexpr, BLOCK: tl.constexpr
-):  # type: ignore[no-untyped-def]
+):
     blocks = tl.cdiv(cols, BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     col = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -67,10 +68,10 @@ def _backward(
     share = _sigmoid(_argument(wide, SILU))
     slope = 1.0 if SILU else (wide * wide * _TRIPLE + 1.0) * _SLOPE
     derivative = share * (1.0 + wide * slope * (1.0 - share))
-    active = (wide * share).to(x.dtype).to(tl.float32)
-    through = (pulled * other).to(x.dtype).to(tl.float32)
-    tl.store(grad_gate + row * cols + col, (through * derivative).to(x.dtype), mask=inside)
-    tl.store(grad_up + row * cols + col, (pulled * active).to(x.dtype), mask=inside)
+    active = round_to(wide * share, x.dtype).to(tl.float32)
+    through = round_to(pulled * other, x.dtype).to(tl.float32)
+    tl.store(grad_gate + row * cols + col, round_to(through * derivative, x.dtype), mask=inside)
+    tl.store(grad_up + row * cols + col, round_to(pulled * active, x.dtype), mask=inside)
 
 
 def accepts_swiglu(gate: Tensor, up: Tensor, activation: str) -> str | None:
@@ -89,7 +90,9 @@ def swiglu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
     if out.numel():
         with guard(gate):
-            _forward[_grid(gate)](gate, up, out, gate_stride, up_stride, gate.shape[-1], activation == "silu", _BLOCK)
+            _forward[_grid(gate)](
+                gate, up, out, gate_stride, up_stride, gate.shape[-1], activation == "silu", _BLOCK, **EXACT
+            )
     return out
 
 
@@ -109,7 +112,17 @@ def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor, activation: str) -> 
     if grad.numel():
         with guard(gate):
             _backward[_grid(gate)](
-                grad, gate, up, grad_gate, grad_up, gate_stride, up_stride, gate.shape[-1], activation == "silu", _BLOCK
+                grad,
+                gate,
+                up,
+                grad_gate,
+                grad_up,
+                gate_stride,
+                up_stride,
+                gate.shape[-1],
+                activation == "silu",
+                _BLOCK,
+                **EXACT,
             )
     return grad_gate, grad_up
 
