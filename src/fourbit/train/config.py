@@ -72,7 +72,7 @@ class TrainConfig:
             none.
         revision, trust_remote_code: of the model; see `fourbit.load`.
         format, block_size, double_quant: how a model in 16 bits is quantized: NF4, 64 and yes; `none` leaves it.
-        dtype: what is computed in.
+        dtype: what is computed in; where the machine cannot train in it, a sentence says what is used instead.
         adapter: an adapter to train on, in place of a new one.
         adapter_dtype: what its parameters are kept in.
         lora_r, lora_alpha, lora_dropout, target_modules: the new adapter; see peft's `LoraConfig`.

@@ -93,7 +93,12 @@ def train(
         InputError: a fault in the config, the model, the data or the output; nothing is written then. The loss became
             infinite or no number; the checkpoints before that remain.
     """
+    from fourbit.train.precision import settle_precision
+
     tell = on_event or _say_nothing
+    config, instead = settle_precision(config)
+    if instead:
+        tell(Said(instead))
     folder = RunFolder.look(config, resume=resume, overwrite=overwrite)
     if folder.sentence:
         tell(Said(folder.sentence))
