@@ -62,7 +62,8 @@ class StreamLane:
         self._side.wait_stream(self.computing())
         with torch.cuda.stream(self._side):
             target.copy_(source, non_blocking=True)
-            return self._side.record_event()
+            event: torch.cuda.Event = self._side.record_event()
+        return event
 
     def wait(self, event: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
         """Let a computing stream go on only after an event."""

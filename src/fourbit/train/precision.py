@@ -1,8 +1,8 @@
 """What a run computes in, where the machine cannot do what was asked for.
 
-float16 has the range 6e-8 to 65,504. Gradients lie below it, so the Trainer scales the loss up, and steps whose gradients
-overflowed are left out while it finds a factor. That exists on GPUs, and needs adapters in float32, which is what the
-scaled gradients are brought back in. Norms, softmax and cross-entropy compute in float32 in any case.
+float16 has the range 6e-8 to 65,504. Gradients lie below it, so the Trainer scales the loss up, and steps whose
+gradients overflowed are left out while it finds a factor. That exists on GPUs, and needs adapters in float32, which is
+what the scaled gradients are brought back in. Norms, softmax and cross-entropy compute in float32 in any case.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def settle_precision(config: TrainConfig) -> tuple[TrainConfig, str | None]:
     sentence = None
     if config.dtype == "bfloat16" and _lacks_bfloat16():
         config = config.with_(dtype="float16")
-        sentence = f"{torch.cuda.get_device_name()} has no bfloat16, so the run computes in float16 with a scaled loss instead."
+        name = torch.cuda.get_device_name()
+        sentence = f"{name} has no bfloat16, so the run computes in float16 with a scaled loss instead."
     elif config.dtype == "float16" and not torch.cuda.is_available():
         config = config.with_(dtype="bfloat16")
         sentence = "float16 needs a scaled loss, which there is on GPUs alone, so the run computes in bfloat16 instead."

@@ -31,7 +31,7 @@ _BLOCK = 4096
 
 
 @triton.jit
-def _shaped(x, scale, cap, CAPPED: tl.constexpr):  # type: ignore[no-untyped-def]
+def _shaped(x, scale, cap, CAPPED: tl.constexpr):
     """What a model does to its logits; the hyperbolic tangent is 2 sigmoid(2 z) - 1."""
     z = scale * x
     if CAPPED:
@@ -40,7 +40,7 @@ def _shaped(x, scale, cap, CAPPED: tl.constexpr):  # type: ignore[no-untyped-def
 
 
 @triton.jit
-def _to_gradients(  # type: ignore[no-untyped-def]
+def _to_gradients(
     logits, labels, losses, vocabulary, scale, cap,
     CAPPED: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip

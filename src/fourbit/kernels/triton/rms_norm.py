@@ -30,7 +30,7 @@ _PROGRAMS = 512
 
 
 @triton.jit
-def _forward(  # type: ignore[no-untyped-def]
+def _forward(
     x, weight, y, rows, eps, offset, COLS: tl.constexpr, ROUND: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr
 ):
     row = tl.program_id(0) * TALL + tl.arange(0, TALL)
@@ -47,7 +47,7 @@ def _forward(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _backward(  # type: ignore[no-untyped-def]
+def _backward(
     grad, x, weight, grad_x, sums, rows, tiles, eps, offset,
     COLS: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, WEIGHT: tl.constexpr,
 ):  # fmt: skip

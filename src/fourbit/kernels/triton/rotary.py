@@ -27,7 +27,7 @@ _MAX_HEAD = 8192
 
 
 @triton.jit
-def _rotate(  # type: ignore[no-untyped-def]
+def _rotate(
     q, k, cos, sin, rotated_q, rotated_k,
     q_batch, q_head, q_token, k_batch, k_head, k_token, table_batch,
     tokens, q_heads, k_heads, HEAD: tl.constexpr, HALF: tl.constexpr,
@@ -61,7 +61,7 @@ def _rotate(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _rotate_heads(  # type: ignore[no-untyped-def]
+def _rotate_heads(
     source, target, first, heads, stride, cos_a, cos_b, sin_a, sin_b,
     HEAD: tl.constexpr, HALF: tl.constexpr, INVERSE: tl.constexpr,
     HEADS: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr,

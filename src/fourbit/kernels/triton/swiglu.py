@@ -30,18 +30,18 @@ _TRIPLE = tl.constexpr(3 * 0.044715)
 
 
 @triton.jit
-def _argument(x, SILU: tl.constexpr):  # type: ignore[no-untyped-def]
+def _argument(x, SILU: tl.constexpr):
     """What the sigmoid is taken of: (1 + tanh u) / 2 is the sigmoid of 2u."""
     return x if SILU else (x + (x * x * x) * _CUBIC) * _SLOPE
 
 
 @triton.jit
-def _sigmoid(x):  # type: ignore[no-untyped-def]
+def _sigmoid(x):
     return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
-def _forward(gate, up, out, gate_stride, up_stride, cols, SILU: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _forward(gate, up, out, gate_stride, up_stride, cols, SILU: tl.constexpr, BLOCK: tl.constexpr):
     blocks = tl.cdiv(cols, BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     col = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -54,7 +54,7 @@ def _forward(gate, up, out, gate_stride, up_stride, cols, SILU: tl.constexpr, BL
 
 
 @triton.jit
-def _backward(  # type: ignore[no-untyped-def]
+def _backward(
     grad, gate, up, grad_gate, grad_up, gate_stride, up_stride, cols, SILU: tl.constexpr, BLOCK: tl.constexpr
 ):
     blocks = tl.cdiv(cols, BLOCK)
