@@ -17,8 +17,8 @@ SHARED = Path(os.environ.get("FOURBIT_SHARED", REPOSITORY.parent / "shared"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-# Triton's kernels run interpreted where no GPU can run them compiled. Triton reads this once, too; torch does not import
-# Triton.
+# Triton's kernels run interpreted where no GPU can run them compiled. Triton reads this once, too; torch does not
+# import Triton.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

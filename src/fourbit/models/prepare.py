@@ -93,6 +93,11 @@ def prepare(
     report = Prepared(checkpointing=bool(gradient_checkpointing))
     if gradient_checkpointing == "offload":
         _offload(inner, report)
+    if _emulates_bfloat16(inner):
+        report.left["bfloat16"] = (
+            "this GPU has none and emulates it slowly; load the model with dtype=torch.float16 and scale the loss"
+        )
+        _LOG.warning("bfloat16: %s", report.left["bfloat16"])
     if fused:
         _fuse_modules(inner, report)
         _fuse_loss(inner, report)
@@ -134,6 +139,12 @@ def _checkpoint(model: Any) -> None:
             f"{type(model).__name__} does not support checkpointing; pass gradient_checkpointing=False."
         ) from error
     model.disable_input_require_grads()
+
+
+def _emulates_bfloat16(model: Any) -> bool:
+    """Whether a model computes in bfloat16 on a GPU that has no such arithmetic."""
+    in_bfloat16 = any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+    return _device_of(model) == "cuda" and in_bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _offload(model: Any, report: Prepared) -> None:

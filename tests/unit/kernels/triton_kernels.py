@@ -15,7 +15,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fourbit.kernels.triton import absmax, dequantize, linear, matvec, probe, quantize, skinny
+from fourbit.kernels.triton import (
+    absmax,
+    cross_entropy,
+    dequantize,
+    linear,
+    matvec,
+    probe,
+    quantize,
+    rms_norm,
+    rotary,
+    skinny,
+    swiglu,
+)
 from fourbit.kernels.triton.codes import LOOKUPS
 from fourbit.kernels.triton.launch import EXACT
 
@@ -77,7 +89,34 @@ def kernels() -> list[Kernel]:
                         {"BLOCK": block_size, "ROWS": rows, "IS_NESTED": nested}, architectures,
                     )
                 )  # fmt: skip
-        table += products(kind, architectures)
+        table += products(kind, architectures) + modules(kind, architectures)
+    return table
+
+
+def modules(kind: str, architectures: tuple[int, ...]) -> list[Kernel]:
+    """The kernels of norms, gated activations, rotary embeddings and the loss, at the sizes of LLaMA-7B."""
+    x = f"*{kind}"
+    row = {"COLS": 4096, "TALL": 1, "WIDE": 4096}
+    norm = {"x": x, "weight": x, "rows": "i32", "eps": "fp32", "offset": "fp32"}
+    back = {"grad": x, "grad_x": x, "sums": "*fp32", "tiles": "i32"}
+    gated = dict.fromkeys(("gate", "up", "out", "grad", "grad_gate", "grad_up"), x)
+    gated |= dict.fromkeys(("gate_stride", "up_stride", "cols"), "i32")
+    turned = dict.fromkeys(("q", "k", "cos", "sin", "rotated_q", "rotated_k"), x)
+    turned = dict.fromkeys(rotary._rotate.arg_names, "i32") | turned
+    loss = {"logits": x, "labels": "*i64", "losses": "*fp32", "vocabulary": "i32", "scale": "fp32", "cap": "fp32"}
+    table = [
+        Kernel(f"rms_norm {kind}", rms_norm._forward, norm | {"y": x}, row | {"ROUND": True}, architectures),
+        Kernel(f"rms_norm_backward {kind}", rms_norm._backward, norm | back, row | {"WEIGHT": True}, architectures),
+    ]
+    for yes in (False, True):
+        heads = {"HEAD": 128, "HALF": 48 if yes else 64, "INVERSE": yes, "HEADS": 16, "PAIRS": 64, "REST": 32 * yes}
+        block, pieces = {"SILU": yes, "BLOCK": 1024}, {"CAPPED": yes, "GRADIENT": True, "BLOCK": 4096}
+        table += [
+            Kernel(f"swiglu {kind} {yes}", swiglu._forward, gated, block, architectures),
+            Kernel(f"swiglu_backward {kind} {yes}", swiglu._backward, gated, block, architectures),
+            Kernel(f"rotary {kind} {yes}", rotary._rotate, turned, heads, architectures),
+            Kernel(f"cross_entropy {kind} {yes}", cross_entropy._to_gradients, loss, pieces, architectures),
+        ]
     return table
 
 

@@ -46,6 +46,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(preparing, "_device_of", lambda model: "cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     with dispatch.use("triton"):
         yield
 
@@ -106,6 +107,13 @@ def test_without_triton_the_modules_are_left(monkeypatch: pytest.MonkeyPatch) ->
     report = fourbit.prepare(build("llama", torch.bfloat16)).fourbit_prepared
     assert report.taken == {"loss": 1}
     assert report.left == {"modules": "no Triton here"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_gpu_without_bfloat16_is_named(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    left = fourbit.prepare(build("llama", dtype), fused=False).fourbit_prepared.left
+    assert ("float16" in left.get("bfloat16", "")) == (dtype == torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
