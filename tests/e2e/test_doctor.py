@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 import fourbit
 
@@ -27,7 +28,7 @@ def test_json(fourbit_command: Run) -> None:
     assert found["hooks"] == {"peft": "in place"}
     assert set(found["backends"]) >= {"quantize_blocks", "dequantize_blocks"}
     for operation in found["backends"].values():
-        assert operation["backend"] in ("native", "reference")
+        assert operation["backend"] in ("native", "triton", "reference")
         assert operation["why"]
 
 
@@ -36,6 +37,15 @@ def test_table(fourbit_command: Run) -> None:
     assert done.code == 0, done.err
     assert all(title in done.out for title in ("Versions", "Devices", "Operations", "Native library", "Extras"))
     assert max(map(len, done.out.splitlines())) <= 80
+
+
+def test_it_says_what_keeps_a_gpu_from_being_used(fourbit_command: Run) -> None:
+    """Or that nothing does: one sentence, for a person with a GPU and a torch that does not see it, too."""
+    found = json.loads(fourbit_command("doctor", "--json", TRITON_INTERPRET="0").out)["triton"]
+    if torch.cuda.is_available():
+        assert found["available"] or found["why"]
+    else:
+        assert found["why"] == "torch sees no GPU" or "install a CUDA build of torch" in found["why"]
 
 
 def test_it_says_why_the_reference_runs(fourbit_command: Run) -> None:

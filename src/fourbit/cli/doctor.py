@@ -56,6 +56,7 @@ def _examine() -> dict[str, Any]:
         "devices": devices,
         "backends": part(lambda: _backends(devices), {}),
         "native": part(_native, {"available": False}),
+        "triton": part(_triton, {"available": False}),
         "hooks": {"peft": part(_peft_hook, "unknown")},
         "extras": _extras(),
         "problems": problems,
@@ -122,6 +123,16 @@ def _native() -> dict[str, Any]:
     return {"available": True, "level": library.level(), "levels": list(library.levels())}
 
 
+def _triton() -> dict[str, Any]:
+    """The GPU's kernels: what they run on, or why they cannot."""
+    from fourbit.kernels import triton
+
+    missing = triton.unavailable()
+    if missing is not None:
+        return {"available": False, "why": missing}
+    return {"available": True, "runs": triton.describe()}
+
+
 def _peft_hook() -> str:
     """Whether adapters on 4-bit layers take the fused path."""
     import peft  # noqa: F401  (until it is imported, the hook only waits for it)
@@ -154,6 +165,7 @@ def _table(found: dict[str, Any]) -> RenderableType:
         "Devices": {device["type"]: _device_line(device) for device in found["devices"]},
         "Operations": {name: f"{entry['backend']}: {entry['why']}" for name, entry in found["backends"].items()},
         "Native library": {"SIMD": _native_line(found["native"])},
+        "GPU kernels": {"Triton": found["triton"].get("runs") or found["triton"].get("why", "see below")},
         "Hooks": found["hooks"],
         "Extras": {f"fourbit[{name}]": _extra_line(parts) for name, parts in found["extras"].items()},
         "Problems": dict(enumerate(found["problems"], start=1)),

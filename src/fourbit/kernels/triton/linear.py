@@ -37,6 +37,7 @@ from fourbit.kernels.triton.skinny import add_splits, skinny
 from fourbit.kernels.triton.weight import nested_map
 
 __all__ = [
+    "Way",
     "accepts_linear",
     "accepts_linear_grad_input",
     "choose",
