@@ -94,8 +94,9 @@ class Bar(NamedTuple):
 
     Attributes:
         kind: `speed`: how many times as fast as `against` we are, at least; `memory`: our peak as a part of theirs, at
-            most; `share`: our share of the limit `against`, at least.
-        against: a contender.
+            most; `share`: our share of the limit `against`, at least; `value`: what we measure, in the case's unit, at
+            most.
+        against: a contender; empty for a `value`.
         bound: the ratio.
         ours: which of our contenders it is about.
     """
@@ -107,7 +108,7 @@ class Bar(NamedTuple):
 
     def met(self, value: float) -> bool:
         """Whether a ratio passes."""
-        return value <= self.bound if self.kind == "memory" else value >= self.bound
+        return value <= self.bound if self.kind in ("memory", "value") else value >= self.bound
 
 
 @dataclass(frozen=True)

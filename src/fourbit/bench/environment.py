@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
+import sys
+from datetime import datetime, timezone
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import fourbit
+from fourbit.bench.peers import BITSANDBYTES, LLAMA_CPP, TORCHAO, UNSLOTH
+from fourbit.errors import InputError
 
 __all__ = [
     "LIBRARIES",
     "Disturbance",
+    "accelerators",
     "commit",
     "cores",
     "cpu_name",
+    "facts",
+    "installed_peers",
     "last_level_cache_bytes",
     "memory_bytes",
+    "other_versions",
+    "usable_accelerator",
     "versions",
 ]
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+"""Those with a column of their own in rows."""
+
+OLDEST_CAPABILITY = (7, 5)
+"""Of a GPU that Triton compiles for: Turing, such as the T4."""
+
+OTHERS = ("triton", "liger-kernel", "torchao", "unsloth", "llama-cpp-python")
+"""Those that share one."""
 
 
 def cpu_name() -> str:
@@ -84,6 +103,77 @@ def versions() -> dict[str, str]:
         "fourbit": fourbit.__version__,
         "python": platform.python_version(),
         **{name: _version(name) for name in LIBRARIES},
+    }
+
+
+def other_versions() -> str:
+    """What else of `OTHERS` is installed, in words."""
+    return ", ".join(f"{name} {version}" for name in OTHERS if (version := _version(name)))
+
+
+def accelerators() -> list[str]:
+    """The GPUs that the driver shows, whether or not torch can use them; it is asked without torch."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+
+
+def usable_accelerator() -> str:
+    """The name of the GPU that torch computes on. torch is asked in a process of its own, to keep this one small.
+
+    Raises:
+        InputError: there is none; says why, and what to do.
+    """
+    program = (
+        "import json, torch; ok = torch.cuda.is_available();"
+        " print(json.dumps([torch.__version__, ok and torch.cuda.get_device_name(0),"
+        " list(torch.cuda.get_device_capability(0)) if ok else []]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise InputError(f"torch cannot be imported here: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}.")
+    version, name, capability = json.loads(done.stdout)
+    seen = accelerators()
+    if name and tuple(capability) < OLDEST_CAPABILITY:
+        raise InputError(
+            f"{name} has compute capability {'.'.join(map(str, capability))}, and Triton's kernels need"
+            f" {'.'.join(map(str, OLDEST_CAPABILITY))}; on it the reference runs, which is not worth measuring."
+        )
+    if name:
+        return str(name)
+    if seen and "+cpu" in version:
+        raise InputError(
+            f"There is a GPU ({seen[0]}), but torch {version} is built for CPUs; install torch from"
+            " https://download.pytorch.org/whl/cu130, or measure the CPU with `fourbit bench`."
+        )
+    if seen:
+        raise InputError(
+            f"There is a GPU ({seen[0]}), but torch {version} cannot use it: its driver is too old, or"
+            " CUDA_VISIBLE_DEVICES hides it. Measure the CPU with `fourbit bench`."
+        )
+    raise InputError("There is no GPU here; --interpret tries the script on the CPU, and `fourbit bench` measures it.")
+
+
+def installed_peers(*, gpu: bool) -> list[str]:
+    """The packages to compare with that are installed, and that run on such a device."""
+    names = (BITSANDBYTES, TORCHAO, UNSLOTH) if gpu else (BITSANDBYTES, TORCHAO, LLAMA_CPP)
+    return [name for name in names if find_spec(name) is not None]
+
+
+def facts() -> dict[str, Any]:
+    """The columns that all rows of a run share; see `bench.rows`."""
+    return {
+        "run": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "commit": commit(),
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "memory_bytes": memory_bytes(),
+        "kernel": f"{platform.system()} {platform.release()}",
+        **versions(),
+        "libraries": other_versions(),
     }
 
 

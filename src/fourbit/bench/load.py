@@ -13,21 +13,12 @@ from typing import Any
 
 from fourbit.bench.case import OURS, Bar, Case, Contender, Measure, Task
 from fourbit.bench.peers import BITSANDBYTES, bitsandbytes_model
+from fourbit.models.shapes import config_of
 
 __all__ = ["cases"]
 
 SHARD_BYTES = 1 << 30
-FULL = {
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "vocab_size": 32000,
-}
-"""TinyLlama's shapes: 1.1 B parameters, head not tied."""
-
-QUICK = FULL | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+FULL, QUICK = "tinyllama-1.1b", "tiny"
 
 
 def cases(quick: bool) -> tuple[Case, ...]:
@@ -100,22 +91,22 @@ def _write_quick(folder: Path) -> None:
     _write(folder / "model", QUICK)
 
 
-def _write(folder: Path, shapes: dict[str, int]) -> None:
+def _write(folder: Path, shape: str) -> None:
     """A LLaMA of random weights, a shard at a time, so that the fixture itself stays small."""
     import torch
     from safetensors.torch import save_file
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    config = LlamaConfig(**shapes, dtype="bfloat16")
-    config.architectures = ["LlamaForCausalLM"]
+    config: Any = config_of(shape)
+    config.dtype, config.architectures = "bfloat16", ["LlamaForCausalLM"]
     config.save_pretrained(folder)
     with torch.device("meta"):
-        names = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
+        names: dict[str, Any] = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
     generator = torch.Generator().manual_seed(0)
     homes: dict[str, str] = {}
     pending: dict[str, torch.Tensor] = {}
-    for number, (name, shape) in enumerate(names.items(), start=1):
-        pending[name] = torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+    for number, (name, size) in enumerate(names.items(), start=1):
+        pending[name] = torch.empty(size, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
         full = sum(tensor.nbytes for tensor in pending.values()) >= SHARD_BYTES
         if full or number == len(names):
             file = f"model-{number:05d}.safetensors"

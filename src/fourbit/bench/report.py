@@ -35,6 +35,8 @@ class Standing:
             text = f"{ours}: {self.value:.0%} of {against} (asked: {self.bar.bound:.0%} or more)"
         elif self.bar.kind == "memory":
             text = f"{ours}: {self.value:.2f}× the peak memory of {against} (asked: {self.bar.bound:g}× or less)"
+        elif self.bar.kind == "value":
+            text = f"{ours}: {self.value:.3g} (asked: {self.bar.bound:g} or less)"
         else:
             text = f"{ours}: {self.value:.2f}× as fast as {against} (asked: {self.bar.bound:g}× or more)"
         return f"{text}: {'met' if self.met else 'MISSED'}"
@@ -45,7 +47,7 @@ def standings(case: Case, rows: Iterable[Row]) -> list[Standing]:
     by_name = {row.contender: row for row in rows}
     found = []
     for bar in case.bars:
-        ours, against = by_name.get(bar.ours), by_name.get(bar.against)
+        ours, against = by_name.get(bar.ours), by_name.get(bar.against or bar.ours)
         if ours is None or against is None:
             continue
         value = _ratio(bar, case, ours, against)
@@ -114,10 +116,12 @@ Why a bar is missed stands in [the log](log.md). Run it again with `make bench`,
 
 
 def _ratio(bar: Bar, case: Case, ours: Row, against: Row) -> float | None:
+    if bar.kind == "value":
+        return ours.median
     if bar.kind == "share":
         return ours.share if ours.share_of == bar.against else None
     if bar.kind == "memory":
-        return ours.peak_rss_bytes / against.peak_rss_bytes
+        return _peak_bytes(ours) / _peak_bytes(against)
     return _times_as_fast(case, ours, against)
 
 
@@ -134,8 +138,13 @@ def _line(case: Case, row: Row, ours: Row | None) -> tuple[str, ...]:
         f"{number(row.minimum)}–{number(row.maximum)}",
         f"{number(_times_as_fast(case, ours, row))}×" if comparable and ours is not None else "",
         "" if row.share is None else f"{row.share:.0%}",
-        "" if _is_limit(row) else f"{row.peak_rss_bytes / 1e6:,.0f}",
+        "" if _is_limit(row) else f"{_peak_bytes(row) / 1e6:,.0f}",
     )
+
+
+def _peak_bytes(row: Row) -> int:
+    """Of the memory that the work was done in."""
+    return row.peak_device_bytes if row.device else row.peak_rss_bytes
 
 
 def _is_limit(row: Row) -> bool:
@@ -153,13 +162,16 @@ def _provenance(rows: list[Row]) -> str:
             ("transformers", first.transformers),
             ("peft", first.peft),
             ("bitsandbytes", first.bitsandbytes),
+            ("with", first.libraries if first.device else ""),
             ("Python", first.python),
         )
         if version
     )
+    machine = f"{first.device}, " if first.device else ""
     others = "" if first.others is None else f" Others took {first.others:.0%} of the processors meanwhile."
     return (
-        f"{first.run[:10]}: {first.cpu}, {first.cores} cores, {first.memory_bytes / 1e9:.0f} GB, {first.kernel}"
+        f"{first.run[:10]}: {machine}{first.cpu}, {first.cores} cores, {first.memory_bytes / 1e9:.0f} GB,"
+        f" {first.kernel}"
         f"{f', our kernels at {level}' if level else ''}; {libraries}; {first.samples} samples in {first.rounds} "
         f"round{'s' if first.rounds != 1 else ''}.{others}"
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fourbit.errors import InputError
 
@@ -30,6 +30,9 @@ class Row:
         peak_rss_bytes: the largest resident size of the process, the median over its rounds.
         check: a number out of the result, for comparing contenders.
         others: the part of the processors' time that others took while the case was measured; empty if unknown.
+        device: the accelerator that did the work; empty where it was the CPU.
+        peak_device_bytes: what torch's allocator held of that accelerator at most.
+        libraries: versions of what else took part: "triton 3.6.0, torchao 0.18.0".
     """
 
     run: str
@@ -59,6 +62,9 @@ class Row:
     peak_rss_bytes: int
     check: float
     others: float | None
+    device: str = ""
+    peak_device_bytes: int = 0
+    libraries: str = ""
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
@@ -68,6 +74,8 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "str": str,
 }
 _COLUMNS = {item.name: _PARSERS[str(item.type)] for item in fields(Row)}
+_LATER = {item.name for item in fields(Row) if item.default is not MISSING}
+"""Columns that older files do not have."""
 
 
 def check(path: Path) -> None:
@@ -96,13 +104,25 @@ def append(path: Path, rows: Iterable[Row]) -> None:
         InputError: the file holds something else, or cannot be written.
     """
     check(path)
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(_COLUMNS), lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        for row in rows:
-            writer.writerow({name: _text(value) for name, value in asdict(row).items()})
+    kept = read(path) if path.exists() else []
+    if kept and _header(path) == list(_COLUMNS):
+        with path.open("a", newline="") as file:
+            _write(file, rows)
+        return
+    with path.open("w", newline="") as file:  # new, or of a time when rows had fewer columns
+        csv.writer(file, lineterminator="\n").writerow(_COLUMNS)
+        _write(file, [*kept, *rows])
+
+
+def _header(path: Path) -> list[str]:
+    with path.open(newline="") as file:
+        return next(csv.reader(file), [])
+
+
+def _write(file: TextIO, rows: Iterable[Row]) -> None:
+    writer = csv.DictWriter(file, list(_COLUMNS), lineterminator="\n")
+    for row in rows:
+        writer.writerow({name: _text(value) for name, value in asdict(row).items()})
 
 
 def read(path: Path) -> list[Row]:
@@ -114,7 +134,8 @@ def read(path: Path) -> list[Row]:
     try:
         with path.open(newline="") as file:
             reader = csv.DictReader(file)
-            if list(reader.fieldnames or []) != list(_COLUMNS):
+            found = list(reader.fieldnames or [])
+            if [name for name in _COLUMNS if name in found or name not in _LATER] != found:
                 raise InputError(f"{path} is not a file of benchmark rows; give another name.")
             return [_row(record) for record in reader]
     except (UnicodeDecodeError, ValueError, TypeError, csv.Error) as error:
@@ -135,7 +156,7 @@ def latest(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def _row(record: Mapping[str, str]) -> Row:
-    values: dict[str, Any] = {name: parse(record[name]) for name, parse in _COLUMNS.items()}
+    values: dict[str, Any] = {name: _COLUMNS[name](text) for name, text in record.items()}
     return Row(**values)
 
 

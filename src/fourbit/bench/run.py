@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from fourbit.bench.rows import Row
 from fourbit.bench.worker import FIXTURE
 from fourbit.errors import InputError
 
-__all__ = ["Run", "measure"]
+__all__ = ["Run", "Samples", "as_row", "disagreements", "measure"]
 
 PAUSE_S = 0.02
 """Between two turns, for the threads of the one before to go to sleep."""
@@ -69,15 +67,15 @@ def measure(
     absent = {name for name in peers if find_spec(name) is None}
     for name in sorted(absent):
         run.notes.append(f"{name} is not installed, so it is left out; pip install 'fourbit[bench]' brings it.")
-    facts = _facts()
+    facts = environment.facts()
     for module, case in cases:
         chosen = [item for item in case.contenders if item.needs is None or item.needs in set(peers) - absent]
         disturbance = environment.Disturbance()
         taken = _Case(module, case, chosen, repeats or case.repeats, quick, run.notes, progress).samples()
         others = disturbance.share()
         measured = [contender for contender in chosen if taken[contender.name].seconds]
-        rows = [_row(facts, case, contender, taken, others) for contender in measured]
-        run.notes += _disagreements(case, rows)
+        rows = [as_row(facts, case, contender, taken, others) for contender in measured]
+        run.notes += disagreements(case, rows)
         if others is not None and others > QUIET and not quick:
             run.notes.append(
                 f"Others took {others:.0%} of the processors during {case.name}; do not trust its numbers."
@@ -87,7 +85,7 @@ def measure(
 
 
 @dataclass
-class _Samples:
+class Samples:
     """What one contender gave in one case."""
 
     seconds: list[float] = field(default_factory=list)
@@ -95,6 +93,7 @@ class _Samples:
     level: str = ""
     ready: list[int] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
+    device_peaks: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -109,9 +108,9 @@ class _Case:
     notes: list[str]
     progress: Callable[[str, int, int], None] | None
 
-    def samples(self) -> dict[str, _Samples]:
+    def samples(self) -> dict[str, Samples]:
         """Every contender's samples, by name; empty for a peer that failed."""
-        self.taken = {contender.name: _Samples() for contender in self.contenders}
+        self.taken = {contender.name: Samples() for contender in self.contenders}
         with tempfile.TemporaryDirectory(prefix="fourbit-bench-") as name:
             folder = Path(name)
             if self.case.fixture is not None:
@@ -167,7 +166,7 @@ class _Case:
         except ContenderFailed as error:
             if contender.needs is None:
                 raise RuntimeError(f"{contender.name} failed in {self.case.name}: {error}") from error
-            self.taken[contender.name] = _Samples()
+            self.taken[contender.name] = Samples()
             sentence = f"{contender.name} failed in {self.case.name} and is left out: {error}"
             if sentence not in self.notes:
                 self.notes.append(sentence)
@@ -176,29 +175,22 @@ class _Case:
         return [self.module, self.case.name, contender, "quick" if self.quick else "full", str(folder)]
 
 
-def _facts() -> dict[str, Any]:
-    """The columns that all rows of a run share."""
-    return {
-        "run": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "commit": environment.commit(),
-        "cpu": environment.cpu_name(),
-        "cores": environment.cores(),
-        "memory_bytes": environment.memory_bytes(),
-        "kernel": f"{platform.system()} {platform.release()}",
-        **environment.versions(),
-    }
-
-
-def _row(
-    facts: dict[str, Any], case: Case, contender: Contender, taken: dict[str, _Samples], others: float | None
+def as_row(
+    facts: Mapping[str, Any], case: Case, contender: Contender, taken: Mapping[str, Samples], others: float | None
 ) -> Row:
+    """What the samples of a contender come to.
+
+    Args:
+        facts: see `environment.facts`; with `device`, where one did the work.
+        taken: every contender's samples; its limit's among them, if its share of that is wanted.
+    """
     samples = taken[contender.name]
     measure = case.measure_of(contender)
     values = [measure.of(seconds) for seconds in samples.seconds]
     share = None
-    if contender.share is not None and taken[contender.share.limit].seconds:
+    if contender.share is not None and (found := taken.get(contender.share.limit)) and found.seconds:
         limit = case.measure_of(case.contender(contender.share.limit))
-        possible = limit.of(statistics.median(taken[contender.share.limit].seconds))
+        possible = limit.of(statistics.median(found.seconds))
         share = contender.share.amount / statistics.median(samples.seconds) / possible
     return Row(
         **facts,
@@ -213,14 +205,15 @@ def _row(
         rounds=case.rounds,
         share=share,
         share_of="" if contender.share is None or share is None else contender.share.limit,
-        ready_rss_bytes=round(statistics.median(samples.ready)),
-        peak_rss_bytes=round(statistics.median(samples.peaks)),
+        ready_rss_bytes=round(statistics.median(samples.ready or [0])),
+        peak_rss_bytes=round(statistics.median(samples.peaks or [0])),
+        peak_device_bytes=round(statistics.median(samples.device_peaks or [0])),
         check=samples.check or 0.0,
         others=others,
     )
 
 
-def _disagreements(case: Case, rows: list[Row]) -> list[str]:
+def disagreements(case: Case, rows: list[Row]) -> list[str]:
     """A sentence for each peer whose result is not ours: then the times do not compare."""
     ours = next((row for row in rows if row.contender == OURS), None)
     if ours is None:

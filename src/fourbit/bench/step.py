@@ -18,24 +18,14 @@ from typing import Any
 from fourbit.bench.case import OURS, Bar, Case, Contender, Measure, Share, Task
 from fourbit.bench.machine import GEMM_BF16, gemm_limit
 from fourbit.bench.peers import BITSANDBYTES, bitsandbytes_model
+from fourbit.models.shapes import shape_of
 
-__all__ = ["cases"]
+__all__ = ["cases", "step_flops"]
 
 DOCUMENTED, LEAN = f"{BITSANDBYTES}, documented", f"{BITSANDBYTES}, lean"
 OUR_LORA = f"{OURS}, 16-bit LoRA"
 RANK = 16
-FULL = {
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "vocab_size": 32000,
-}
-"""135.5 M parameters, head tied."""
-
-QUICK = FULL | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-QUICK |= {"num_key_value_heads": 4, "vocab_size": 512}
+FULL, QUICK = "llama-135m", "tiny"
 
 
 def cases(quick: bool) -> tuple[Case, ...]:
@@ -45,11 +35,11 @@ def cases(quick: bool) -> tuple[Case, ...]:
 
 def _case(quick: bool, *, checkpointing: bool) -> Case:
     batch, length = (2, 16) if quick else (4, 256)
-    shapes = QUICK if quick else FULL
+    shape = QUICK if quick else FULL
     tokens = batch * length
     documented, lean = (1.6, 1.25) if checkpointing else (2.0, 1.25)
     setup = _Setup(batch, length, checkpointing)
-    work = Share(GEMM_BF16, _step_flops(shapes, tokens, checkpointing) / 1e9)
+    work = Share(GEMM_BF16, step_flops(shape, tokens, checkpointing=checkpointing) / 1e9)
     return Case(
         name=f"step{'-checkpointing' if checkpointing else ''}",
         title=f"QLoRA step, {'tiny' if quick else '135.5 M'} LLaMA, {batch} × {length} tokens, r = {RANK}, bf16"
@@ -79,14 +69,14 @@ def _case(quick: bool, *, checkpointing: bool) -> Case:
     )
 
 
-def _step_flops(shapes: dict[str, int], tokens: int, checkpointing: bool) -> float:
+def step_flops(shape: str, tokens: int, *, checkpointing: bool, layers: int | None = None) -> float:
     """Floating-point operations of the matrix products with frozen weights, which no recipe can do without.
 
     Forward and input gradient are 2 per parameter and token each; checkpointing repeats the forward pass of the layers.
     """
-    hidden, layers = shapes["hidden_size"], shapes["num_hidden_layers"]
-    in_layers = layers * (4 * hidden * hidden + 3 * hidden * shapes["intermediate_size"])
-    head = hidden * shapes["vocab_size"]
+    found = shape_of(shape)
+    head, depth = found.head_parameters, int(found.settings["num_hidden_layers"])
+    in_layers: float = found.layer_parameters * (layers or depth) / depth
     return 2.0 * tokens * (in_layers * (3 if checkpointing else 2) + head * 2)
 
 
@@ -173,10 +163,7 @@ def _write_quick(folder: Path) -> None:
     _write(folder, QUICK)
 
 
-def _write(folder: Path, shapes: dict[str, int]) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def _write(folder: Path, shape: str) -> None:
+    from fourbit.models.shapes import random_model
 
-    torch.manual_seed(0)
-    config = LlamaConfig(**shapes, tie_word_embeddings=True)
-    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+    random_model(shape, None).save_pretrained(folder)

@@ -60,6 +60,17 @@ class Shape:
     parameters: int
     settings: Mapping[str, Any] = field(repr=False)
 
+    @property
+    def head_parameters(self) -> int:
+        """Those of the output head, tied or not."""
+        count: int = self.settings["hidden_size"] * self.settings["vocab_size"]
+        return count
+
+    @property
+    def layer_parameters(self) -> int:
+        """Those of all layers, norms included: what a token is multiplied with on its way to the head."""
+        return self.parameters - self.head_parameters * (1 if self.settings["tie_word_embeddings"] else 2)
+
 
 def _llama(
     hidden: int, intermediate: int, layers: int, heads: int, *, key_value_heads: int | None = None, **others: Any
