@@ -78,7 +78,7 @@ def memory(settings: Settings, ledger: Ledger, shape: str) -> None:
                     one.grad = None
             synchronize(device)
             peak = peak_bytes(device) or peak_resident_bytes()
-            taken[name] = Samples([peak / 1e9], check=float(loss), peaks=[peak_resident_bytes()])
+            taken[name] = Samples([peak / 1e9], check=float(loss.detach()), peaks=[peak_resident_bytes()])
             taken[name].device_peaks.append(peak_bytes(device))
         ledger.add(case, taken)
 
@@ -136,8 +136,8 @@ def _contender_model(contender: str, shape: str, checkpointing: bool, settings: 
 def _checkpointed(model: Any, checkpointing: bool) -> Any:
     model.requires_grad_(False)
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
+        newer = getattr(model, "activation_checkpointing_enable", None)  # transformers is about to rename it
+        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
     return model
 
 
