@@ -15,7 +15,7 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-search check lint type format gen bench docs wheel test-oldest clean
+.PHONY: help demo test test-slow test-search check lint type format gen bench gpu docs wheel test-oldest clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ gen: $(INSTALLED)  ## write the generated files anew: docs/cli.md
 
 bench: $(INSTALLED) $(NATIVE)  ## our kernels and training step beside each installed peer
 	$(BIN)/fourbit bench
+
+gpu: $(INSTALLED)  ## everything that is measured on a GPU, in one call of under ten minutes; needs one
+	$(BIN)/python benchmarks/gpu.py
 
 docs: gen  ## write docs/cli.md, follow every link, run every command of the README
 	$(BIN)/python -m pytest tests/unit/test_documents.py tests/e2e/test_readme.py

@@ -67,6 +67,11 @@ def test_a_dry_run_only_tells(fourbit_here: Run) -> None:
     ("arguments", "says"),
     [
         (["--what", "speed"], "'speed'"),
+        (["--shape", "lama-7b"], "no model shape named 'lama-7b'; the shapes are"),
+        (["--shape", "llama-7b", "--what", "ops"], "'ops' cannot be measured; choose from step, decode, memory"),
+        (["--shape", "llama-7b", "--layers", "33"], "llama-7b has 32 layers, and 33 were asked for"),
+        (["--shape", "llama-7b", "--repeats", "0"], "at least 1"),
+        (["--layers", "2"], "name one with --shape"),
         (["--peers", "unknown"], "'unknown'"),
         (["--repeats", "0"], "at least 1"),
         (["--quick", "--output", "rows.csv"], "no measurements"),
@@ -77,6 +82,43 @@ def test_a_dry_run_only_tells(fourbit_here: Run) -> None:
 def test_bad_input(arguments: list[str], says: str, tmp_path: Path, fourbit_here: Run) -> None:
     (tmp_path / "other.csv").write_text("a,b\n")
     assert says in fourbit_here("bench", *arguments).complaint
+
+
+def test_a_shape_too_large_is_refused_before_anything_is_allocated(
+    fourbit_here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fourbit.bench.environment.free_memory_bytes", lambda *, gpu: 20 * 10**9)
+    monkeypatch.setattr("fourbit.bench.environment.accelerators", list)
+    complaint = fourbit_here("bench", "--shape", "llama-65b").complaint
+    # 64.8 B parameters at 4.127 bits, and 2 x 524 MB of embeddings and head
+    assert (
+        "The weights of llama-65b take 34.5 GB in 4 bits, and 20.0 GB are free here; take a smaller shape" in complaint
+    )
+
+
+def test_a_gpu_that_torch_cannot_use_is_named(fourbit_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fourbit.bench.environment.accelerators", lambda: ["NVIDIA L4"])
+    complaint = fourbit_here("bench", "--shape", "tiny").complaint
+    assert "NVIDIA L4" in complaint
+    assert "install torch" in complaint or "cannot use it" in complaint
+
+
+def test_a_shape_is_measured(fourbit_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fourbit.bench.environment.accelerators", list)
+    done = fourbit_here(
+        "bench", "--shape", "tiny", "--layers", "1", "--what", "decode,memory", "--peers", "none", "--quick", "--json"
+    )
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["notes"] == []
+    assert {(row["case"], row["contender"]) for row in found["rows"]} >= {
+        ("decode-tiny-1layers-1", "fourbit"),
+        ("decode-tiny-1layers-1", "limit: read"),
+        ("memory-tiny-1layers-1x16-r4", "fourbit"),
+    }
+    plan = json.loads(fourbit_here("bench", "--shape", "tiny", "--dry-run", "--peers", "none", "--json").out)["cases"]
+    assert "step-tiny-0" in plan
+    assert plan["decode-tiny"] == ["tiny"]
 
 
 def test_what_was_measured_is_shown_even_if_it_cannot_be_kept(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fourbit.bench.case import OURS, TUNED_MALLOC, Bar, Case, Contender, Measure, Share, Task
 from fourbit.bench.cold import copies_beyond_cache, in_turn, weight
 from fourbit.bench.machine import COPY, copy_limit
-from fourbit.bench.peers import BITSANDBYTES
+from fourbit.bench.peers import BITSANDBYTES, TORCHAO, torchao_nf4
 from fourbit.formats import quantized_size_bytes
 
 __all__ = ["cases"]
@@ -31,6 +31,7 @@ def _case(quick: bool, *, nested: bool) -> Case:
             Contender(OURS, lambda _: _ours(side, nested), share=Share(COPY, moved / 1e9)),
             Contender(BITSANDBYTES, lambda _: _bitsandbytes(side, nested), needs=BITSANDBYTES),
             Contender(TUNED, lambda _: _bitsandbytes(side, nested), needs=BITSANDBYTES, environment=TUNED_MALLOC),
+            *([Contender(TORCHAO, lambda _: _torchao(side), needs=TORCHAO)] if nested else []),  # its scales always are
             copy_limit(1 << 20 if quick else 1 << 30),
         ),
         bars=(Bar("speed", BITSANDBYTES, 8.0), Bar("share", COPY, 0.85)),
@@ -61,3 +62,8 @@ def _bitsandbytes(side: int, nested: bool) -> Task:
     weights = [packed.clone() for _ in range(copies_beyond_cache(one.numel() // 2))]
     call = in_turn(weights, lambda codes: dequantize_4bit(codes, state))
     return Task(call, lambda result: float(result.float().norm()))
+
+
+def _torchao(side: int) -> Task:
+    quantized = torchao_nf4().to_nf4(weight(side))
+    return Task(quantized.get_original_weight, lambda result: float(result.float().norm()))

@@ -16,6 +16,7 @@ from typing import Any
 import fourbit
 from fourbit.bench.peers import BITSANDBYTES, LLAMA_CPP, TORCHAO, UNSLOTH
 from fourbit.errors import InputError
+from fourbit.models.process import available_bytes
 
 __all__ = [
     "LIBRARIES",
@@ -25,6 +26,7 @@ __all__ = [
     "cores",
     "cpu_name",
     "facts",
+    "free_memory_bytes",
     "installed_peers",
     "last_level_cache_bytes",
     "memory_bytes",
@@ -111,9 +113,22 @@ def other_versions() -> str:
     return ", ".join(f"{name} {version}" for name in OTHERS if (version := _version(name)))
 
 
+def free_memory_bytes(*, gpu: bool) -> int | None:
+    """What could still be allocated on the first GPU, or here; None where the system does not say."""
+    if gpu:
+        found = _ask_driver("memory.free")
+        return int(found[0].split()[0]) << 20 if found else None
+    return available_bytes()
+
+
 def accelerators() -> list[str]:
     """The GPUs that the driver shows, whether or not torch can use them; it is asked without torch."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return _ask_driver("name")
+
+
+def _ask_driver(question: str) -> list[str]:
+    """An answer per GPU."""
+    command = ["nvidia-smi", f"--query-gpu={question}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Sequence
 
 from fourbit.bench.case import Case
+from fourbit.bench.peers import BITSANDBYTES, LLAMA_CPP, TORCHAO, UNSLOTH
 from fourbit.errors import InputError
 
 __all__ = ["GROUPS", "PEERS", "all_cases", "cases_of", "find"]
@@ -21,7 +22,7 @@ GROUPS = {
 Each of those modules has a function `cases(quick)` that gives its cases; with `quick` they are tiny.
 """
 
-PEERS = ("bitsandbytes",)
+PEERS = (BITSANDBYTES, TORCHAO, UNSLOTH, LLAMA_CPP)
 """Who we are compared with, by package."""
 
 _MODULES = tuple(module for modules in GROUPS.values() for module in modules)

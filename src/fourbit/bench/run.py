@@ -14,6 +14,7 @@ from typing import Any
 
 from fourbit.bench import environment
 from fourbit.bench.case import LIMIT, OURS, Case, Contender
+from fourbit.bench.peers import BITSANDBYTES, PACKAGES
 from fourbit.bench.process import ContenderFailed, Process, started
 from fourbit.bench.rows import Row
 from fourbit.bench.worker import FIXTURE
@@ -66,7 +67,8 @@ def measure(
     run = Run()
     absent = {name for name in peers if find_spec(name) is None}
     for name in sorted(absent):
-        run.notes.append(f"{name} is not installed, so it is left out; pip install 'fourbit[bench]' brings it.")
+        install = "'fourbit[bench]'" if name == BITSANDBYTES else PACKAGES.get(name, name)
+        run.notes.append(f"{name} is not installed, so it is left out; pip install {install} brings it.")
     facts = environment.facts()
     for module, case in cases:
         chosen = [item for item in case.contenders if item.needs is None or item.needs in set(peers) - absent]

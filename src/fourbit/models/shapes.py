@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from fourbit.errors import InputError
 from fourbit.formats import Codebook, block_count, packed_size, quantized_size_bytes
+from fourbit.models.process import available_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -273,15 +274,7 @@ def free_bytes(device: torch.device) -> int | None:
 
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return None
-    from pathlib import Path
-
-    found = Path("/proc/meminfo")
-    if not found.exists():
-        return None
-    lines = (line.split() for line in found.read_text(encoding="ascii").splitlines())
-    return next((int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:"), None)
+    return available_bytes() if device.type == "cpu" else None
 
 
 def _check_room(name: str, needed: int, device: torch.device) -> None:

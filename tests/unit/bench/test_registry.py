@@ -21,7 +21,7 @@ def test_every_case_is_consistent(quick: bool) -> None:
         assert len(set(names)) == len(names)
         assert names[0].startswith((OURS, LIMIT))
         for contender in case.contenders:
-            assert (contender.needs is None) == contender.name.startswith((OURS, LIMIT, "torch", "peft"))
+            assert (contender.needs is None) == contender.name.startswith((OURS, LIMIT, "torch,", "peft"))
             assert contender.share is None or contender.share.limit in names
         for bar in case.bars:
             assert bar.kind in ("speed", "memory", "share")

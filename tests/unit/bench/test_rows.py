@@ -23,6 +23,23 @@ def test_there_and_back(row: Callable[..., Row], tmp_path: Path) -> None:
     assert b"\r" not in path.read_bytes()
 
 
+def test_a_file_from_before_a_column_was_added_stays_readable(row: Callable[..., Row], tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    rows.append(path, [row("fourbit", 12.5)])
+    later = ",device,peak_device_bytes,libraries"
+    assert later in path.read_text()
+    head, _, line = path.read_text().partition("\n")
+    old = f"{head.removesuffix(later)}\n{line.strip().removesuffix(',,0,')}\n"
+    path.write_text(old)
+    assert rows.read(path) == [row("fourbit", 12.5)]
+    rows.append(path, [row("new", 1.5, device="a GPU", peak_device_bytes=7)])
+    assert rows.read(path) == [row("fourbit", 12.5), row("new", 1.5, device="a GPU", peak_device_bytes=7)]
+    assert path.read_text().startswith(head)
+    path.write_text(old.replace(",others\n", "\n"))  # a column that was always there
+    with pytest.raises(InputError, match="not a file of benchmark rows"):
+        rows.read(path)
+
+
 def test_the_last_run_of_each_case_counts(row: Callable[..., Row]) -> None:
     later = {"run": "2026-02-02T00:00:00Z"}
     found = rows.latest(

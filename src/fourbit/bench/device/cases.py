@@ -1,12 +1,12 @@
 """The cases of a device: what is measured under which name, and what we ask of ourselves.
 
-They are found again by name when rows are shown, so a case says everything about itself but how it is measured; that
-stands in the section of its kind. Importing this imports no torch.
+Rows carry a case's name and nothing else of it, so a name says all that a case is made of, and `named` makes it again
+when rows are shown. How it is measured stands in the section of its kind. Importing this imports no torch.
 """
 
 from __future__ import annotations
 
-import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,13 @@ __all__ = [
     "TOKENS",
     "TORCH_BF16",
     "UNSLOTH_STEP",
-    "all_cases",
     "decode_case",
     "decode_weight_bytes",
     "dequantize_case",
     "linear_case",
     "machine_case",
     "memory_case",
+    "named",
     "quantize_case",
     "step_case",
     "variant",
@@ -190,7 +190,7 @@ def step_case(
     others = (BNB_LEAN, UNSLOTH_STEP, PEFT_LORA, OUR_LORA)
     needs = {BNB_LEAN: BITSANDBYTES, UNSLOTH_STEP: UNSLOTH}
     return Case(
-        name=_shaped("step", shape, layers) + ("-checkpointing" if checkpointing else ""),
+        name=f"{_shaped('step', shape, layers)}-{batch}x{length}-r{rank}{'-checkpointing' if checkpointing else ''}",
         title=f"QLoRA step, {_in_words(shape, layers)}, {batch} × {length} tokens, r = {rank} on all linears, bf16"
         + (", gradient checkpointing" if checkpointing else ""),
         measure=Measure("tokens/s", tokens),
@@ -238,7 +238,7 @@ def memory_case(shape: str, *, length: int, rank: int, layers: int | None = None
     """The most that torch's allocator holds during training steps of batch 1."""
     bounds = PEAK_GB.get(shape) if layers is None else None
     return Case(
-        name=_shaped("memory", shape, layers),
+        name=f"{_shaped('memory', shape, layers)}-1x{length}-r{rank}",
         title=f"peak memory of a QLoRA step, {_in_words(shape, layers)}, 1 × {length} tokens, r = {rank} on all"
         " linears, gradient checkpointing, bf16 adapters",
         measure=Measure("GB", 1.0, is_rate=False),
@@ -259,19 +259,44 @@ def decode_weight_bytes(shape: Shape, *, four_bits: bool, layers: int | None = N
     return head + (quantized_size_bytes(in_layers, block_size=64, double_quant=True) if four_bits else 2 * in_layers)
 
 
-def all_cases(variants: Sequence[str] = ()) -> dict[str, Case]:
-    """Every case in full size, by name; of a number of layers, all."""
+def named(name: str, variants: Sequence[str] = ()) -> Case | None:
+    """The case of a name, in full size; None where it is no case of a device.
+
+    Args:
+        variants: names of other ways of running our operations, which are contenders, too.
+    """
     size = 1 << 30
-    cases = [machine_case(size, 8192)]
-    for rows, columns in MATRICES:
-        cases.append(quantize_case(rows, columns, size))
-        cases += [dequantize_case(rows, columns, size, nested=one, variants=variants) for one in (False, True)]
-        cases += [linear_case(rows, columns, tokens, size, variants=variants) for tokens in TOKENS]
-    for shape, checkpointing in itertools.product(SHAPES, (False, True)):
-        cases.append(step_case(shape, checkpointing=checkpointing, batch=16, length=512, rank=64))
-    cases += [decode_case(shape, batch) for shape, batch in itertools.product(SHAPES, BATCHES)]
-    cases += [memory_case(shape, length=512, rank=64) for shape in SHAPES]
-    return {case.name: case for case in cases}
+    if name == "device-machine":
+        return machine_case(size, gemm_side(size))
+    if found := re.fullmatch(r"quantize-(\d+)x(\d+)", name):
+        return quantize_case(int(found[1]), int(found[2]), size)
+    if found := re.fullmatch(r"dequantize-(\d+)x(\d+)(-nested)?", name):
+        return dequantize_case(int(found[1]), int(found[2]), size, nested=bool(found[3]), variants=variants)
+    if found := re.fullmatch(r"linear-(\d+)x(\d+)-(\d+)", name):
+        return linear_case(int(found[1]), int(found[2]), int(found[3]), size, variants=variants)
+    return _named_of_shape(name)
+
+
+_OF_SHAPE = re.compile(
+    r"(?P<kind>step|decode|memory)-(?P<shape>.+?)(-(?P<layers>\d+)layers)?"
+    r"(-(?P<batch>\d+)(x(?P<length>\d+)-r(?P<rank>\d+)(?P<checkpointing>-checkpointing)?)?)"
+)
+
+
+def _named_of_shape(name: str) -> Case | None:
+    found = _OF_SHAPE.fullmatch(name)
+    if found is None or found["shape"] not in SHAPES:
+        return None
+    shape, layers = found["shape"], int(found["layers"]) if found["layers"] else None
+    if found["kind"] == "decode":
+        return decode_case(shape, int(found["batch"]), layers=layers) if found["length"] is None else None
+    if found["length"] is None:
+        return None
+    length, rank = int(found["length"]), int(found["rank"])
+    if found["kind"] == "memory":
+        return memory_case(shape, length=length, rank=rank, layers=layers)
+    checkpointing, batch = bool(found["checkpointing"]), int(found["batch"])
+    return step_case(shape, checkpointing=checkpointing, batch=batch, length=length, rank=rank, layers=layers)
 
 
 def _shaped(kind: str, shape: str, layers: int | None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fourbit.bench.case import OURS
 from fourbit.bench.device import cases
@@ -46,6 +46,10 @@ class Section:
     arguments: tuple[str, ...] = ()
     budget_s: float = 60
     needs: str | None = None
+
+    def patient(self, budget_s: float) -> Section:
+        """The same with another budget."""
+        return replace(self, budget_s=budget_s)
 
 
 def sections(shapes: Sequence[str] | None = None, *, quick: bool = False) -> tuple[Section, ...]:

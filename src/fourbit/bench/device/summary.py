@@ -19,8 +19,8 @@ def cases_of(found: Iterable[Row]) -> dict[str, Case]:
     kept = list(found)
     prefix = cases.variant("")
     variants = sorted({row.contender.removeprefix(prefix) for row in kept if row.contender.startswith(prefix)})
-    known = cases.all_cases(variants)
-    return {row.case: known[row.case] for row in kept if row.case in known}
+    named = {row.case: cases.named(row.case, variants) for row in kept}
+    return {name: case for name, case in named.items() if case is not None}
 
 
 def lines(folder: Path) -> list[str]:

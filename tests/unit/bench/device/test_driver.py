@@ -115,7 +115,7 @@ def test_the_bars_are_printed_last(row: Callable[..., Row], settings: Settings, 
 
 
 def test_a_peak_is_held_against_a_number(row: Callable[..., Row], settings: Settings, tmp_path: Path) -> None:
-    case = {"case": "memory-llama-7b", "unit": "GB", "device": "a GPU"}
+    case = {"case": "memory-llama-7b-1x512-r64", "unit": "GB", "device": "a GPU"}
     rows.append(tmp_path / ROWS, [row("fourbit", 5.1, **case), row("fourbit, fp32 states", 6.2, **case)])
     first, second = summary.lines(tmp_path)
     assert "fourbit: 5.1 (asked: 5 or less): MISSED" in first

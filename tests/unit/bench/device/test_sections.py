@@ -97,14 +97,14 @@ def test_a_step_is_measured_with_and_without_checkpointing(contender: str, setti
     models.step(settings, Ledger(settings), "tiny", contender)
     measured = found(settings)
     assert notes(settings) == ""
-    for case in ("step-tiny", "step-tiny-checkpointing"):
+    for case in ("step-tiny-2x16-r4", "step-tiny-2x16-r4-checkpointing"):
         row = measured[case, contender]
         assert row.share is not None
         assert (case, "limit: GEMM bf16") in measured or contender != OURS
         # The same decoded weights for all, so the same loss but for rounding: ln 256 and a little.
         assert 5.5 < row.check < 5.8
-    assert measured["step-tiny", contender].check == pytest.approx(
-        measured["step-tiny-checkpointing", contender].check, rel=2**-8
+    assert measured["step-tiny-2x16-r4", contender].check == pytest.approx(
+        measured["step-tiny-2x16-r4-checkpointing", contender].check, rel=2**-8
     )
 
 
@@ -139,8 +139,8 @@ def test_peak_memory_is_measured(settings: Settings) -> None:
     models.memory(settings, Ledger(settings), "tiny")
     measured = found(settings)
     assert notes(settings) == ""
-    assert measured["memory-tiny", OURS].median > 0.05  # GB; of the process, where there is no GPU
-    assert ("memory-tiny", cases.FP32_STATES) in measured
+    assert measured["memory-tiny-1x16-r4", OURS].median > 0.05  # GB; of the process, where there is no GPU
+    assert ("memory-tiny-1x16-r4", cases.FP32_STATES) in measured
 
 
 def test_fp32_states_step_as_adam_does() -> None:
@@ -172,17 +172,17 @@ def test_losses_that_come_apart_are_seen(settings: Settings, monkeypatch: pytest
 
 
 def test_all_the_bars_are_there() -> None:
-    known = cases.all_cases()
-
     def bars(name: str) -> dict[tuple[str, str], float]:
-        return {(bar.kind, bar.against or bar.ours): bar.bound for bar in known[name].bars}
+        case = cases.named(name)
+        assert case is not None
+        return {(bar.kind, bar.against or bar.ours): bar.bound for bar in case.bars}
 
     assert bars("linear-11008x4096-1") == {("speed", cases.PLAIN_SCALES): 0.97, ("share", "limit: read"): 0.7}
     assert ("share", "limit: read") not in bars("linear-4096x4096-1")  # 9 MB packed, below 20
     assert bars("linear-11008x4096-16") == {("speed", cases.TORCH_BF16): 1.0}
     assert bars("dequantize-11008x4096-nested") == {("share", "limit: copy"): 0.85}
     assert bars("quantize-22016x8192") == {("share", "limit: copy"): 0.5}
-    for name in ("step-llama-7b", "step-llama-7b-checkpointing"):
+    for name in ("step-llama-7b-16x512-r64", "step-llama-7b-16x512-r64-checkpointing"):
         assert bars(name)["speed", "unsloth"] == 1.2
         assert bars(name)["speed", cases.BNB_LEAN] == 1.8
         assert bars(name)["speed", cases.PEFT_LORA] == 0.9
@@ -190,16 +190,43 @@ def test_all_the_bars_are_there() -> None:
     assert bars("decode-llama-33b-1")["share", "limit: read"] == 0.6
     assert bars("decode-llama-65b-1")["speed", cases.BNB_EAGER] == 8
     assert bars("decode-llama-7b-32")["speed", cases.TORCH_BF16] == 1
-    assert bars("memory-llama-65b") == {("value", OURS): 40, ("value", cases.FP32_STATES): 46}
+    assert bars("memory-llama-65b-1x512-r64") == {("value", OURS): 40, ("value", cases.FP32_STATES): 46}
 
 
-def test_every_case_is_consistent() -> None:
-    for name, case in cases.all_cases(["a", "b"]).items():
-        names = [contender.name for contender in case.contenders]
-        assert case.name == name
-        assert len(set(names)) == len(names)
-        assert {bar.ours for bar in case.bars} | {bar.against for bar in case.bars if bar.against} <= set(names)
-        assert {one.share.limit for one in case.contenders if one.share} <= set(names)
+NAMES = [
+    "device-machine",
+    "quantize-11008x4096",
+    "dequantize-11008x4096",
+    "dequantize-96x128-nested",
+    "linear-4096x4096-1",
+    "linear-4096x4096-8",
+    "linear-4096x4096-512",
+    "step-llama-3.1-8b-16x512-r64-checkpointing",
+    "step-qwen3-4b-3layers-1x256-r16",
+    "decode-llama-65b-32",
+    "decode-llama-7b-4layers-1",
+    "memory-llama-13b-1x512-r64",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_case_is_consistent_and_found_by_its_name(name: str) -> None:
+    case = cases.named(name, ["a", "b"])
+    assert case is not None
+    assert case.name == name
+    names = [contender.name for contender in case.contenders]
+    assert len(set(names)) == len(names)
+    assert {bar.ours for bar in case.bars} | {bar.against for bar in case.bars if bar.against} <= set(names)
+    assert {one.share.limit for one in case.contenders if one.share} <= set(names)
+    with pytest.raises(NotImplementedError, match="measured by its section"):
+        case.contenders[0].setup(Path())
+
+
+@pytest.mark.parametrize(
+    "name", ["quantize-nf4", "linear-1", "step", "step-checkpointing", "decode-llama-9b-1", "load"]
+)
+def test_other_names_are_not_ours(name: str) -> None:
+    assert cases.named(name) is None
 
 
 def test_the_weights_that_a_token_reads_are_counted() -> None:
