@@ -73,6 +73,7 @@ def test_a_dry_run_only_tells(fourbit_here: Run) -> None:
         (["--shape", "llama-7b", "--repeats", "0"], "at least 1"),
         (["--layers", "2"], "name one with --shape"),
         (["--peers", "unknown"], "'unknown'"),
+        (["--peers", "unsloth"], "unsloth runs on a GPU only"),
         (["--repeats", "0"], "at least 1"),
         (["--quick", "--output", "rows.csv"], "no measurements"),
         (["--output", "other.csv"], "other.csv is not a file of benchmark rows"),
@@ -100,7 +101,7 @@ def test_a_gpu_that_torch_cannot_use_is_named(fourbit_here: Run, monkeypatch: py
     monkeypatch.setattr("fourbit.bench.environment.accelerators", lambda: ["NVIDIA L4"])
     complaint = fourbit_here("bench", "--shape", "tiny").complaint
     assert "NVIDIA L4" in complaint
-    assert "install torch" in complaint or "cannot use it" in complaint
+    assert "install the build for CUDA" in complaint or "cannot use it" in complaint
 
 
 def test_a_shape_is_measured(fourbit_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +118,7 @@ def test_a_shape_is_measured(fourbit_here: Run, monkeypatch: pytest.MonkeyPatch)
         ("memory-tiny-1layers-1x16-r4", "fourbit"),
     }
     plan = json.loads(fourbit_here("bench", "--shape", "tiny", "--dry-run", "--peers", "none", "--json").out)["cases"]
-    assert "step-tiny-0" in plan
+    assert "step-tiny-fourbit" in plan
     assert plan["decode-tiny"] == ["tiny"]
 
 

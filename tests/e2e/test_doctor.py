@@ -61,3 +61,14 @@ def test_a_wrong_setting_is_named(name: str, fourbit_command: Run) -> None:
     assert "abacus" in done.err
     assert "Traceback" not in done.err
     assert done.out == ""
+
+
+def test_a_gpu_that_torch_does_not_use_is_told(fourbit_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fourbit.bench.environment.accelerators", lambda: ["NVIDIA L4"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.__version__", "2.11.0+cpu")
+    done = fourbit_here("doctor", "--json")
+    assert done.code == 0  # the CPU works
+    [sentence] = json.loads(done.out)["advice"]
+    assert sentence.startswith("There is a GPU (NVIDIA L4), but torch 2.11.0+cpu is built for CPUs; install")
+    assert "NVIDIA L4" in fourbit_here("doctor").out

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from importlib.util import find_spec
@@ -33,6 +34,7 @@ __all__ = [
     "other_versions",
     "usable_accelerator",
     "versions",
+    "why_no_accelerator",
 ]
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
@@ -152,24 +154,40 @@ def usable_accelerator() -> str:
         raise InputError(f"torch cannot be imported here: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}.")
     version, name, capability = json.loads(done.stdout)
     seen = accelerators()
-    if name and tuple(capability) < OLDEST_CAPABILITY:
-        raise InputError(
-            f"{name} has compute capability {'.'.join(map(str, capability))}, and Triton's kernels need"
-            f" {'.'.join(map(str, OLDEST_CAPABILITY))}; on it the reference runs, which is not worth measuring."
+    reason = why_no_accelerator(version, name, tuple(capability), seen)
+    if reason is not None:
+        raise InputError(f"{reason} `fourbit bench --what ops` measures the CPU.")
+    if not name:
+        raise InputError("There is no GPU here; --interpret tries the script on the CPU, `fourbit bench` measures it.")
+    return str(name)
+
+
+def why_no_accelerator(
+    torch_version: str, name: str | None, capability: tuple[int, ...], seen: Sequence[str]
+) -> str | None:
+    """Why the GPU of this machine is not used, and what to do; None where it is, or where there is none.
+
+    Args:
+        torch_version: such as 2.11.0+cpu.
+        name, capability: of the first GPU that torch sees; None and () without one.
+        seen: the GPUs that the driver shows.
+    """
+    if name and capability < OLDEST_CAPABILITY:
+        return (
+            f"{name} has compute capability {'.'.join(map(str, capability))}, and Triton compiles for"
+            f" {'.'.join(map(str, OLDEST_CAPABILITY))} and newer: on it everything runs on the reference, slowly."
         )
-    if name:
-        return str(name)
-    if seen and "+cpu" in version:
-        raise InputError(
-            f"There is a GPU ({seen[0]}), but torch {version} is built for CPUs; install torch from"
-            " https://download.pytorch.org/whl/cu130, or measure the CPU with `fourbit bench`."
+    if name or not seen:
+        return None
+    if "+cpu" in torch_version:
+        return (
+            f"There is a GPU ({seen[0]}), but torch {torch_version} is built for CPUs; install the build for CUDA, as"
+            " https://pytorch.org/get-started/locally says."
         )
-    if seen:
-        raise InputError(
-            f"There is a GPU ({seen[0]}), but torch {version} cannot use it: its driver is too old, or"
-            " CUDA_VISIBLE_DEVICES hides it. Measure the CPU with `fourbit bench`."
-        )
-    raise InputError("There is no GPU here; --interpret tries the script on the CPU, and `fourbit bench` measures it.")
+    return (
+        f"There is a GPU ({seen[0]}), but torch {torch_version} cannot use it: its driver is too old, or"
+        " CUDA_VISIBLE_DEVICES hides it."
+    )
 
 
 def installed_peers(*, gpu: bool) -> list[str]:

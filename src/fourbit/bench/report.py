@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fourbit.bench.case import LIMIT, Bar, Case
 from fourbit.bench.rows import Row
 
-__all__ = ["Standing", "header", "lines", "number", "page", "standings"]
+__all__ = ["PREFACE", "Standing", "header", "lines", "number", "standings", "tables"]
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,15 @@ def lines(case: Case, rows: Iterable[Row]) -> list[tuple[str, ...]]:
     return [_line(case, row, ours) for row in rows]
 
 
-def page(cases: Iterable[tuple[str, Case]], latest: Mapping[str, list[Row]]) -> str:
-    """docs/benchmarks.md: for each case the table of its last run, and each bar with what became of it.
+def tables(cases: Iterable[Case], latest: Mapping[str, list[Row]]) -> str:
+    """A part of docs/benchmarks.md: each case's table of its last run, and each bar with what became of it.
 
     Args:
         cases: all that there are, in the order of the page.
         latest: the rows of each case's last run.
     """
-    parts = [PREFACE]
-    for _, case in cases:
+    parts = []
+    for case in cases:
         rows = latest.get(case.name)
         if not rows:
             continue
@@ -84,9 +84,7 @@ def page(cases: Iterable[tuple[str, Case]], latest: Mapping[str, list[Row]]) -> 
         parts.append(_table(header(case), lines(case, rows)))
         parts += [f"- {standing.sentence()}" for standing in standings(case, rows)] or ["No bar; for comparison."]
         parts.append(f"\n{_provenance(rows)}\n")
-    if len(parts) == 1:
-        parts.append("There are no rows yet.\n")
-    return "\n".join(parts)
+    return "\n".join(parts) if parts else "There are no rows yet.\n"
 
 
 def number(value: float) -> str:
@@ -110,8 +108,11 @@ told to keep freed memory (`MALLOC_MMAP_MAX_=0` and a high trim threshold): with
 returns is bound by page faults, where we reuse our own buffers. "Peak MB" is the largest resident size of the
 whole process, libraries included, in 10⁶ bytes.
 
+On a GPU, "peak MB" is what torch's allocator held at most.
+
 Why a bar is missed stands in [the log](log.md). Run it again with `make bench`, or a part of it with
-`fourbit bench --what ops`.
+`fourbit bench --what ops`; on a GPU with `make gpu`. `fourbit bench --shape llama-3.1-8b` measures a training step,
+decoding and peak memory of a model of any shape that it knows, without a download.
 """
 
 

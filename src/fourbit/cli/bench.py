@@ -136,6 +136,7 @@ def _check_output(out: Path | None, quick: bool) -> None:
 
 def _peers(text: str | None, *, gpu: bool) -> list[str]:
     from fourbit.bench import environment
+    from fourbit.bench.peers import UNSLOTH
     from fourbit.bench.registry import PEERS
 
     if text is None:
@@ -144,6 +145,8 @@ def _peers(text: str | None, *, gpu: bool) -> list[str]:
     for name in wanted:
         if name not in PEERS:
             raise InputError(f"{name!r} is no peer that is measured; choose from {', '.join(PEERS)}, none.")
+    if UNSLOTH in wanted and not gpu:
+        raise InputError("unsloth runs on a GPU only, and what was asked for is measured on the CPU; leave it out.")
     return wanted
 
 

@@ -59,6 +59,7 @@ def _examine() -> dict[str, Any]:
         "triton": part(_triton, {"available": False}),
         "hooks": {"peft": part(_peft_hook, "unknown")},
         "extras": _extras(),
+        "advice": part(_advice, []),
         "problems": problems,
     }
 
@@ -103,6 +104,18 @@ def _devices() -> list[dict[str, Any]]:
             for gpu in gpus
         ),
     ]
+
+
+def _advice() -> list[str]:
+    """What works, but not as well as this machine could."""
+    import torch
+
+    from fourbit.bench import environment
+
+    there = torch.cuda.is_available()
+    name, capability = (torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0)) if there else (None, ())
+    reason = environment.why_no_accelerator(torch.__version__, name, capability, environment.accelerators())
+    return [] if reason is None else [reason]
 
 
 def _backends(devices: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
@@ -168,6 +181,7 @@ def _table(found: dict[str, Any]) -> RenderableType:
         "GPU kernels": {"Triton": found["triton"].get("runs") or found["triton"].get("why", "see below")},
         "Hooks": found["hooks"],
         "Extras": {f"fourbit[{name}]": _extra_line(parts) for name, parts in found["extras"].items()},
+        "Advice": dict(enumerate(found["advice"], start=1)),
         "Problems": dict(enumerate(found["problems"], start=1)),
     }
     return Group(*(output.facts(title, rows) for title, rows in sections.items() if rows))

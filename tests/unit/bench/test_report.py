@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from fourbit.bench import registry, report
+from fourbit.bench import registry, report, rows
 from fourbit.bench.rows import Row
 
 Make = Callable[..., Row]
@@ -59,16 +61,26 @@ def test_lines(row: Make) -> None:
     assert len(report.header(quantize)) == 6
 
 
-def test_the_page(row: Make) -> None:
+def test_the_tables_of_the_page(row: Make) -> None:
     found = {"quantize-nf4": [row("fourbit", 5000), row("bitsandbytes", 50)]}
-    page = report.page(registry.all_cases(), found)
+    cases = [one for _, one in registry.all_cases()]
+    page = report.tables(cases, found)
     assert "## quantize to NF4: bf16 weights 4096 × 4096" in page
     assert "| bitsandbytes | 50 | 25–100 | 100× |  | 200 |" in page
     assert "as fast as bitsandbytes (asked: 50× or more): met" in page
     assert "2026-01-02: a processor, 2 cores, 24 GB, Linux 6, our kernels at avx2; fourbit 0.1 at abc1234567" in page
     assert "Others took 1%" in page
     assert "load and quantize" not in page
-    assert "no rows yet" in report.page(registry.all_cases(), {})
+    assert "no rows yet" in report.tables(cases, {})
+
+
+def test_a_gpu_and_its_memory_are_named(row: Make) -> None:
+    on_gpu = {"device": "NVIDIA H100", "peak_device_bytes": 5 * 10**9, "libraries": "triton 3.6.0", "level": ""}
+    found = {"quantize-nf4": [row("fourbit", 5000, **on_gpu)]}
+    page = report.tables([case("quantize", "quantize-nf4")], found)
+    assert "| fourbit | 5,000 | 2,500–10,000 |  |  | 5,000 |" in page
+    assert "NVIDIA H100, a processor" in page
+    assert "with triton 3.6.0" in page
 
 
 def test_numbers() -> None:
@@ -77,20 +89,57 @@ def test_numbers() -> None:
 
 
 @pytest.fixture
-def write_docs(repository: Path) -> ModuleType:
-    found = importlib.util.spec_from_file_location("write_docs", repository / "benchmarks" / "write_docs.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+def write_docs(repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The script, writing into an empty folder, from rows there."""
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    for name in ("write_docs", "plots"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    module = importlib.import_module("write_docs")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "PAGE", tmp_path / "benchmarks.md")
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
     return module
 
 
-def test_drift_is_noticed(write_docs: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(write_docs, "ROOT", tmp_path)
-    monkeypatch.setattr(write_docs, "PAGE", tmp_path / "benchmarks.md")
-    assert write_docs.main(["--check"]) == 1
+def rows_of_two_machines(row: Make) -> list[Row]:
+    gpu = {"device": "NVIDIA H100 80GB", "peak_device_bytes": 5 * 10**9}
+    return [
+        row("fourbit", 5000),
+        row("bitsandbytes", 50),
+        *(row(name, 2.0, case=f"linear-{m}", unit="ms") for m in (1, 4) for name in ("fourbit", "bitsandbytes")),
+        *(row(name, 900, case=case, unit="tokens/s") for case in ("step", "step-checkpointing")
+          for name in ("fourbit", "bitsandbytes, lean")),
+        row("fourbit", 60, case="decode-llama-7b-1", unit="tokens/s", share=0.5, share_of="limit: read", **gpu),
+        row("fourbit", 5.1, case="memory-llama-7b-1x512-r64", unit="GB", **gpu),
+    ]  # fmt: skip
+
+
+def test_the_page_and_its_pictures(write_docs: ModuleType, row: Make, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows.append(tmp_path / "bench.csv", rows_of_two_machines(row))
     assert write_docs.main([]) == 0
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert (
+        page.index("## quantize to NF4")
+        < page.index("# On NVIDIA H100 80GB")
+        < page.index("## greedy decode, llama-7b")
+    )
+    assert "fourbit: 5.1 (asked: 5 or less): MISSED" in page
+    shown = re.findall(r"!\[.*\]\((.*)\)", page)
+    assert shown == [
+        "benchmarks-speed.png",
+        "benchmarks-tokens.png",
+        "benchmarks-step.png",
+        "benchmarks-nvidia-h100-80gb-decode.png",
+        "benchmarks-nvidia-h100-80gb-memory.png",
+    ]
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in shown)
     assert write_docs.main(["--check"]) == 0
-    (tmp_path / "benchmarks.md").write_text("faster!\n")
+
+
+def test_drift_is_noticed(write_docs: ModuleType, row: Make, tmp_path: Path) -> None:
+    assert write_docs.main(["--check"]) == 1
+    (tmp_path / "benchmarks.md").write_text(write_docs.rendered())
+    assert write_docs.main(["--check"]) == 0
+    rows.append(tmp_path / "bench.csv", [row("fourbit", 5000)])
     assert write_docs.main(["--check"]) == 1

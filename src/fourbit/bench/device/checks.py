@@ -75,7 +75,7 @@ def _products(label: str, x: Tensor, w: QuantizedTensor) -> Iterator[Check]:
     product = (x, w.packed, w.absmax, w.nested_absmax, w.nested_offset, w.levels, w.block_size, w.shape[0], None)
     yield f"linear {label}", _guarded(lambda: _within(torch.ops.fourbit.linear(*product), x, wide))
     for name, way in variants("linear").items():
-        worst = _guarded(lambda way=way: _within(way(*product), x, wide))  # type: ignore[misc]
+        worst = _guarded(lambda way=way: _within(way(*product), x, wide), may_refuse=True)  # type: ignore[misc]
         if worst != REFUSED:
             yield f"linear, variant {name}, {label}", worst
     grad = (x @ wide.t().to(x.dtype)).contiguous()
@@ -90,12 +90,12 @@ REFUSED = -1.0
 """Stands for a variant that does not take these arguments."""
 
 
-def _guarded(work: Callable[[], float]) -> float:
+def _guarded(work: Callable[[], float], *, may_refuse: bool = False) -> float:
     try:
         return work()
-    except (NotImplementedError, ValueError):
-        return REFUSED
     except Exception as error:
+        if may_refuse and isinstance(error, (NotImplementedError, ValueError)):
+            return REFUSED
         print(f"{type(error).__name__}: {error}", flush=True)
         return float("inf")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -44,17 +43,15 @@ def step(settings: Settings, ledger: Ledger, shape: str, contender: str) -> None
             rank=settings.rank,
             layers=settings.layers,
         )
+        model: Any = None  # also of one that ran out of memory nothing is left
         reset_peak(settings.device)
         with left_out(case, contender, ledger):
             model = _contender_model(contender, shape, checkpointing, settings)
-            samples = _timed_steps(model, settings)
-            taken = {contender: samples}
-            del model
+            taken = {contender: _timed_steps(model, settings)}
+            model = None
             reset_peak(settings.device)
             taken[GEMM_BF16] = _gemm(settings)
             ledger.add(case, taken, without=() if contender == OURS else (GEMM_BF16,))
-        gc.collect()
-        reset_peak(settings.device)
 
 
 def memory(settings: Settings, ledger: Ledger, shape: str) -> None:

@@ -10,6 +10,7 @@ from fourbit.bench.case import OURS, Case
 from fourbit.bench.device import cases
 from fourbit.bench.device.settings import NOTES, ROWS
 from fourbit.bench.rows import Row
+from fourbit.bench.run import disagreements
 
 __all__ = ["cases_of", "lines", "notes"]
 
@@ -33,6 +34,7 @@ def lines(folder: Path) -> list[str]:
         mine = [row for row in found if row.case == name]
         standings = report.standings(case, mine)
         told += [f"{name:32} {one.sentence()}" for one in standings]
+        told += [f"{name:32} {sentence}" for sentence in disagreements(case, mine)]
         best = _best_variant(mine)
         if best:
             told.append(f"{name:32} {best}")

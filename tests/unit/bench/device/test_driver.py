@@ -132,3 +132,12 @@ def test_settings_reach_the_section(programs: Callable[..., Section], settings: 
         tell=print,
     )
     assert (tmp_path / NOTES).read_text() == "layers 3, peers ('bitsandbytes',)\n"
+
+
+def test_contenders_of_different_processes_are_compared_in_the_end(row: Callable[..., Row], tmp_path: Path) -> None:
+    case = {"case": "step-llama-7b-16x512-r64", "unit": "tokens/s", "device": "a GPU"}
+    rows.append(tmp_path / ROWS, [row("fourbit", 9, check=10.5, **case)])
+    rows.append(tmp_path / ROWS, [row("bitsandbytes + peft", 5, check=11.5, **case)])
+    told = summary.lines(tmp_path)
+    assert "fourbit: 1.80× as fast as bitsandbytes + peft (asked: 1.8× or more): met" in told[0]
+    assert "bitsandbytes + peft and fourbit disagree" in told[1]

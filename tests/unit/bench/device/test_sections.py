@@ -114,6 +114,21 @@ def test_a_contender_that_fails_leaves_a_sentence(settings: Settings) -> None:
     assert not (Path(settings.folder) / ROWS).exists() or not found(settings)
 
 
+def test_an_operation_that_refuses_is_wrong_and_a_variant_that_does_is_not(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise ValueError("not of this shape")
+
+    assert checks._guarded(refuses) == float("inf")  # type: ignore[arg-type]
+    monkeypatch.setattr(
+        checks, "variants", lambda operation: {"picky": refuses, "bad": lambda x, *_: x[..., :1] * 0 + 9}
+    )
+    compared = dict(checks.compare(settings))
+    assert not any("picky" in name for name in compared)
+    assert all(worst > 1 for name, worst in compared.items() if "variant bad" in name)
+
+
 def test_decode_is_measured_and_its_ids_are_compared(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     decode.decode(settings, Ledger(settings), "tiny")
     measured = found(settings)
