@@ -65,12 +65,15 @@ def _measure(given: argparse.Namespace, folder: Path, environment: dict[str, str
     for name in shapes or ():
         shape_of(name)
     chosen = sections.chosen(_words(given.sections), shapes, quick=quick)
+    if given.interpret:
+        chosen = [one.patient(driver.PATIENCE * one.budget_s) for one in chosen]
     device = "" if given.interpret else machine.usable_accelerator()
     facts = machine.facts() | {"device": device}
     print("; ".join(f"{name} {value}" for name, value in facts.items() if value), flush=True)
     settings = Settings(
         folder=str(folder),
         device="cpu" if given.interpret else "cuda",
+        backend="triton" if given.interpret and sections.has_gpu_kernels() else "auto",
         quick=quick,
         samples=1 if given.interpret else 3 if quick else 7,
         peers=() if given.peers == "none" else tuple(machine.installed_peers(gpu=not given.interpret)),

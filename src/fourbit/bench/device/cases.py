@@ -35,6 +35,7 @@ __all__ = [
     "decode_case",
     "decode_weight_bytes",
     "dequantize_case",
+    "gemm_side",
     "linear_case",
     "machine_case",
     "memory_case",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import fourbit
-from fourbit.bench.device.ops import our_kernels, variants
+from fourbit.bench.device.ops import variants
 from fourbit.bench.device.settings import CHECKS, Ledger, Settings
 from fourbit.kernels import dispatch
 from fourbit.quant import QuantConfig, QuantizedTensor
@@ -31,7 +31,7 @@ Check = tuple[str, float]
 def run(settings: Settings, ledger: Ledger) -> None:
     """Compare, write all of it down, and say what is wrong."""
     found: list[dict[str, Any]] = []
-    with torch.no_grad(), our_kernels(settings):
+    with torch.no_grad(), dispatch.use(settings.backend):
         for name, worst in compare(settings):
             found.append({"check": name, "worst": worst})
             if not worst <= 1:

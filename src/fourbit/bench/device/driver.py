@@ -10,17 +10,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 from fourbit.bench.device.sections import Section
 from fourbit.bench.device.settings import LOG, NOTES, ROWS, Ledger, Settings
 
-__all__ = ["INTERPRETED", "Outcome", "run"]
+__all__ = ["INTERPRETED", "PATIENCE", "Outcome", "run"]
 
 INTERPRETED = {"TRITON_INTERPRET": "1"}
-"""What lets GPU kernels run on a CPU, slowly and one thread at a time."""
+"""What lets GPU kernels run on a CPU, thousands of times slower."""
+
+PATIENCE = 10
+"""How many times its budget a section gets then."""
 
 LEAST_S = 8.0
 """No section is begun with less time than that."""
@@ -79,8 +81,7 @@ def _run_one(section: Section, settings: Settings, seconds: float, environment: 
             return "there is no folder tests/gpu here"
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(tests)]
     else:
-        told = replace(settings)
-        command = [sys.executable, "-m", "fourbit.bench.device.sections", section.function, told.to_json()]
+        command = [sys.executable, "-m", "fourbit.bench.device.sections", section.function, settings.to_json()]
         command += section.arguments
     try:
         done = subprocess.run(

@@ -26,7 +26,7 @@ from fourbit.models.process import peak_resident_bytes
 from fourbit.models.shapes import random_model
 from fourbit.quant import QuantConfig
 
-__all__ = ["adapted", "memory", "step", "train_step"]
+__all__ = ["adapted", "left_out", "memory", "read_limit", "step", "train_step"]
 
 STEPS_BEFORE = 2
 """Steps that are thrown away: kernels are compiled and memory is found in them."""

@@ -9,6 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 from fourbit.bench.case import OURS
 from fourbit.bench.device import cases
@@ -16,7 +17,7 @@ from fourbit.bench.device.settings import Ledger, Settings
 from fourbit.bench.peers import BITSANDBYTES, UNSLOTH
 from fourbit.errors import InputError
 
-__all__ = ["KINDS", "Section", "chosen", "sections"]
+__all__ = ["KINDS", "Section", "chosen", "has_gpu_kernels", "main", "sections"]
 
 KINDS = ("machine", "checks", "tests", "ops", "step", "decode", "memory", "parity")
 """What a user can ask for."""
@@ -105,6 +106,11 @@ def chosen(kinds: Sequence[str] | None, shapes: Sequence[str] | None, *, quick: 
         if kind not in KINDS:
             raise InputError(f"There is no section called {kind!r}; choose from {', '.join(KINDS)}.")
     return [one for one in sections(shapes, quick=quick) if kinds is None or one.kind in kinds]
+
+
+def has_gpu_kernels() -> bool:
+    """Whether there is a Triton backend, and a Triton to run it."""
+    return all(find_spec(name) is not None for name in ("fourbit.kernels.triton", "triton"))
 
 
 def main(arguments: Sequence[str]) -> None:

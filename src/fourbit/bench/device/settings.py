@@ -24,6 +24,7 @@ class Settings:
     Attributes:
         folder: for the results.
         device: "cuda" or "cpu".
+        backend: that our operations are demanded of; "auto" takes what a user would get.
         quick: tiny shapes and few samples: does it run at all?
         samples: of each contender.
         peers: packages to compare with.
@@ -34,6 +35,7 @@ class Settings:
 
     folder: str
     device: str = "cuda"
+    backend: str = "auto"
     quick: bool = False
     samples: int = 7
     peers: tuple[str, ...] = ()

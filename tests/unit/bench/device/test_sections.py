@@ -37,11 +37,11 @@ def test_what_a_section_is_told_survives_the_command_line(settings: Settings) ->
     ("section", "expected"),
     [
         (ops.machine, {("device-machine", "limit: copy"), ("device-machine", "limit: GEMM bf16")}),
-        (ops.quantize, {("quantize-96x128", OURS), ("quantize-128x64", BITSANDBYTES)}),
-        (ops.dequantize, {("dequantize-96x128", OURS), ("dequantize-128x64-nested", BITSANDBYTES)}),
-        (ops.matrix_vector, {("linear-96x128-1", cases.PLAIN_SCALES), ("linear-128x64-1", cases.BNB_KERNEL)}),
-        (ops.small_batches, {("linear-128x64-3", OURS), ("linear-128x64-3", cases.BNB_EAGER)}),
-        (ops.large, {("linear-128x64-70", OURS), ("linear-128x64-70", cases.TORCH_BF16)}),
+        (ops.quantize, {("quantize-32x64", OURS), ("quantize-48x128", BITSANDBYTES)}),
+        (ops.dequantize, {("dequantize-32x64", OURS), ("dequantize-48x128-nested", BITSANDBYTES)}),
+        (ops.matrix_vector, {("linear-32x64-1", cases.PLAIN_SCALES), ("linear-48x128-1", cases.BNB_KERNEL)}),
+        (ops.small_batches, {("linear-48x128-3", OURS), ("linear-48x128-3", cases.BNB_EAGER)}),
+        (ops.large, {("linear-48x128-66", OURS), ("linear-48x128-66", cases.TORCH_BF16)}),
     ],
 )
 def test_an_operation_is_measured_and_all_agree(section: Any, expected: set[Any], settings: Settings) -> None:
@@ -62,9 +62,9 @@ def test_variants_of_a_kernel_are_timed_and_one_that_refuses_is_named(
     ways = {"linear": {"twice as good": torch.ops.fourbit.linear, "picky": refuses}}
     monkeypatch.setattr(ops, "variants", lambda operation: ways.get(operation, {}))
     ops.large(settings, Ledger(settings))
-    assert ("linear-128x64-70", "fourbit, variant twice as good") in found(settings)
-    assert ("linear-128x64-70", "fourbit, variant picky") not in found(settings)
-    assert "linear-128x64-70: fourbit, variant picky is left out: NotImplementedError: not for me" in notes(settings)
+    assert ("linear-48x128-66", "fourbit, variant twice as good") in found(settings)
+    assert ("linear-48x128-66", "fourbit, variant picky") not in found(settings)
+    assert "linear-48x128-66: fourbit, variant picky is left out: NotImplementedError: not for me" in notes(settings)
 
 
 def test_every_comparison_with_the_reference_holds(settings: Settings) -> None:
@@ -212,7 +212,7 @@ NAMES = [
     "device-machine",
     "quantize-11008x4096",
     "dequantize-11008x4096",
-    "dequantize-96x128-nested",
+    "dequantize-32x64-nested",
     "linear-4096x4096-1",
     "linear-4096x4096-8",
     "linear-4096x4096-512",
