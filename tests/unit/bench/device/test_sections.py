@@ -61,10 +61,10 @@ def test_variants_of_a_kernel_are_timed_and_one_that_refuses_is_named(
 
     ways = {"linear": {"twice as good": torch.ops.fourbit.linear, "picky": refuses}}
     monkeypatch.setattr(ops, "variants", lambda operation: ways.get(operation, {}))
-    ops.large(settings, Ledger(settings))
-    assert ("linear-48x128-66", "fourbit, variant twice as good") in found(settings)
-    assert ("linear-48x128-66", "fourbit, variant picky") not in found(settings)
-    assert "linear-48x128-66: fourbit, variant picky is left out: NotImplementedError: not for me" in notes(settings)
+    ops.small_batches(settings, Ledger(settings))
+    assert ("linear-48x128-3", "fourbit, variant twice as good") in found(settings)
+    assert ("linear-48x128-3", "fourbit, variant picky") not in found(settings)
+    assert "linear-48x128-3: fourbit, variant picky is left out: NotImplementedError: not for me" in notes(settings)
 
 
 def test_every_comparison_with_the_reference_holds(settings: Settings) -> None:
