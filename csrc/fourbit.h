@@ -150,6 +150,13 @@ FB_EXPORT int32_t fb_attention(const FbAttention* args, int32_t threads);
 /* Reads q, k, v, mask, out, lse, grad_out; writes grad_q, grad_k, grad_v. The result does not depend on `threads`. */
 FB_EXPORT int32_t fb_attention_backward(const FbAttention* args, int32_t threads);
 
+/* ---- dense ---- */
+
+/* y [m, n] = x [m, k] weight [n, k]^T + bias [n] (or NULL), all of `dtype`, summed in fp32. Made for a few rows: reads
+ * the weight once for up to four of them. */
+FB_EXPORT int32_t fb_dense(const void* x, const void* weight, int32_t dtype, int64_t m, int64_t n, int64_t k,
+                           const void* bias, void* y, int32_t threads);
+
 /* ---- rms_norm ---- */
 
 /* x [rows, cols], weight [cols], y [rows, cols], all of `dtype`:

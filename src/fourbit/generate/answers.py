@@ -1,4 +1,4 @@
-"""Answers of a model, over transformers' `generate`: for many prompts in batches, or for one as a stream.
+"""Answers of a model: for many prompts in batches, or for one as a stream.
 
 Prompts of about the same length share a batch, padded on the left. An answer does not depend on what else is in its
 batch: each row ends by itself, is never longer than alone, and is drawn by a generator of its own. What is left is
@@ -8,22 +8,17 @@ practice, in bf16 it does where two tokens are about equally likely.
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
-
 from fourbit.errors import InputError
 from fourbit.generate.conversation import Message, Prompt, render
+from fourbit.generate.decode import decode
 from fourbit.generate.endings import find_endings
 from fourbit.generate.growing import Growing
-from fourbit.generate.sampling import NextToken, Sampling
-from fourbit.models.mode import evaluating
+from fourbit.generate.sampling import Sampling
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -136,7 +131,8 @@ def generate_batches(
             )
             for index in batch
         ]
-        _run(model, tokenizer, [prompts[index] for index in batch], rows, settings)
+        for _ in _run(model, tokenizer, [prompts[index] for index in batch], rows, settings):
+            pass
         finished = dict(zip(batch, rows, strict=True))
         yield {index: _answer(finished[index]) for index in wanted}
 
@@ -174,7 +170,12 @@ def stream(
         )
     endings = find_endings(model, tokenizer, settings=settings, chat=prompt.chat)
     row = Growing(tokenizer, prompt, endings=endings, limit=min(room, settings.max_new_tokens))
-    yield from _pieces(row, lambda stops: _run(model, tokenizer, [prompt], [row], settings, stops))
+    told = 0
+    for _ in _run(model, tokenizer, [prompt], [row], settings):
+        settled = row.settled
+        if len(settled) > told:
+            yield settled[told:]
+            told = len(settled)
     yield _answer(row)
 
 
@@ -184,99 +185,30 @@ def context_length(config: PreTrainedConfig) -> int | None:
     return longest if isinstance(longest, int) and longest > 0 else None
 
 
-class _Stops(StoppingCriteria):  # type: ignore[misc]
-    """Feeds each row with its tokens, and says which have come to an end."""
-
-    def __init__(self, rows: Sequence[Growing]) -> None:
-        self._rows = rows
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
-            if row.finish_reason is None:
-                row.push(token)
-        ended = [row.finish_reason is not None for row in self._rows]
-        return torch.tensor(ended, device=input_ids.device)
-
-
-class _Streamed(_Stops):
-    """The same for one row, telling after each token what has been settled, and ending when nobody listens."""
-
-    def __init__(self, row: Growing, told: queue.SimpleQueue[str | BaseException | None], left: threading.Event):
-        super().__init__([row])
-        self._row, self._told, self._left, self._size = row, told, left, 0
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        ended = super().__call__(input_ids, scores)
-        settled = self._row.settled
-        if len(settled) > self._size:
-            self._told.put(settled[self._size :])
-            self._size = len(settled)
-        return ended | self._left.is_set()
-
-
-def _pieces(row: Growing, run: Callable[[_Stops], None]) -> Iterator[str]:
-    """Run in another thread, and yield what is settled meanwhile; transformers only pushes, and has nothing to pull."""
-    told: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
-    left = threading.Event()
-
-    def work() -> None:
-        try:
-            run(_Streamed(row, told, left))
-        except BaseException as error:  # raised again below, by the thread that asked
-            told.put(error)
-        else:
-            told.put(None)
-
-    worker = threading.Thread(target=work, name="fourbit-stream", daemon=True)
-    worker.start()
-    try:
-        while (piece := told.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise piece
-            yield piece
-    finally:
-        left.set()
-        worker.join()
-
-
 def _run(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     rows: Sequence[Growing],
     settings: Sampling,
-    stops: _Stops | None = None,
-) -> None:
-    """Generate for one batch; the rows take the tokens."""
-    width = max(len(prompt.ids) for prompt in prompts)
-    ids = torch.zeros((len(prompts), width), dtype=torch.int64)  # any token will do: the mask hides it
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
-        mask[row, width - len(prompt.ids) :] = 1
-    device = model.get_input_embeddings().weight.device
-    with evaluating(model):
-        model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            generation_config=_generation_config(settings),
-            logits_processor=LogitsProcessorList([NextToken(settings, [prompt.key for prompt in prompts])]),
-            stopping_criteria=StoppingCriteriaList([stops or _Stops(rows)]),
-            tokenizer=tokenizer,  # needed where the model's own settings have stop strings
-        )
-
-
-def _generation_config(settings: Sampling) -> GenerationConfig:
-    """Greedy, as `NextToken` draws; what is not set (a penalty for repetition, say) is taken from the model's own."""
-    return GenerationConfig(
-        max_new_tokens=settings.max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        num_return_sequences=1,
-        use_cache=True,  # a prepared model has it turned off in its config
-        pad_token_id=0,  # for rows that have ended: nobody reads it
-        return_dict_in_generate=False,
+) -> Iterator[None]:
+    """Feed the rows with their tokens until each has come to its end, and stop after every token."""
+    made = decode(
+        model,
+        [prompt.ids for prompt in prompts],
+        settings=settings,
+        keys=[prompt.key for prompt in prompts],
+        most=max(row.limit for row in rows),
+        tokenizer=tokenizer,
     )
+    with closing(made):
+        for tokens in made:
+            for row, token in zip(rows, tokens, strict=True):
+                if row.finish_reason is None:
+                    row.push(token)
+            yield
+            if all(row.finish_reason is not None for row in rows):
+                return
 
 
 def _answer(row: Growing) -> Answer:

@@ -60,17 +60,18 @@ class Growing:
     Attributes:
         ids: of the answer so far, with the token that ended it.
         finish_reason: "stop" (the end of a turn or text, or a stop string), "length", or None while it grows.
+        limit: the most tokens.
 
     Args:
         endings: what ends it.
-        limit: the most tokens.
+        limit: see above.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, endings: Endings, limit: int) -> None:
         self.ids: list[int] = []
         self.finish_reason: str | None = None
         self._pieces = Pieces(tokenizer, prompt.ids)
-        self._chat, self._end_ids, self._stop, self._limit = prompt.chat, endings.ids, endings.stop, limit
+        self._chat, self._end_ids, self._stop, self.limit = prompt.chat, endings.ids, endings.stop, limit
         self._text = ""
 
     @property
@@ -93,7 +94,7 @@ class Growing:
             self._finish("stop")
             return
         self._append(self._pieces.push(token))
-        if self.finish_reason is None and len(self.ids) >= self._limit:
+        if self.finish_reason is None and len(self.ids) >= self.limit:
             self._finish("length")
 
     def _finish(self, reason: str) -> None:

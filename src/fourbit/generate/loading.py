@@ -13,6 +13,7 @@ from fourbit.generate.answers import context_length
 from fourbit.models.architecture import read_config
 from fourbit.models.folders import locate
 from fourbit.models.origin import ModelOrigin
+from fourbit.models.prepare import fuse_modules
 from fourbit.models.tokenizer import VOCABULARY_FILES, load_tokenizer
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Origin(ModelOrigin):
         """
         tokenizer, sentences = self.load_tokenizer()
         model = self.load_model()
+        fuse_modules(model)
         return Loaded(model, tokenizer, sentences, self.weights(model))
 
     def load_tokenizer(self) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:

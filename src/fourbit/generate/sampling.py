@@ -22,6 +22,9 @@ from fourbit.errors import InputError
 
 __all__ = ["NextToken", "Sampling"]
 
+_AHEAD = 32
+"""Numbers that are drawn for a row at once, so that a GPU is not given them one by one."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -71,6 +74,9 @@ class NextToken(LogitsProcessor):  # type: ignore[misc]
 
     def __init__(self, settings: Sampling, keys: Sequence[str]) -> None:
         self._temperature = settings.temperature
+        self._finite: Tensor | None = None
+        self._drawn: Tensor | None = None
+        self._next = 0
         self._generators = [_generator(settings.seed, key) for key in keys]
         self._warpers: list[Any] = []
         if settings.temperature > 0:
@@ -81,27 +87,39 @@ class NextToken(LogitsProcessor):  # type: ignore[misc]
             self._warpers.append(TopPLogitsWarper(float(settings.top_p)))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """[B, V] scores to [B, V].
-
-        Raises:
-            InputError: the model's scores are not numbers.
-        """
-        if not torch.isfinite(scores.amax(dim=-1)).all():
-            raise InputError(
-                "The model gives scores that are not numbers: its weights or its adapter are damaged, or too large for"
-                " its dtype."
-            )
+        """[B, V] scores to [B, V], without the host waiting for the device; `check` tells whether they were numbers."""
+        finite = torch.isfinite(scores.amax(dim=-1)).all()
+        self._finite = finite if self._finite is None else self._finite & finite
         if self._temperature == 0:
             return scores
         scores = scores.double()  # a small temperature would overflow less
         for warper in self._warpers:
             scores = warper(input_ids, scores)
         reached = scores.softmax(dim=-1).cumsum(dim=-1)
-        drawn = torch.tensor([[each.random()] for each in self._generators], dtype=torch.float64)
         # The first token whose cumulated probability is above what was drawn; its own probability is then not zero.
-        threshold = drawn.to(reached.device) * reached[:, -1:]
+        threshold = self._draw(reached.device) * reached[:, -1:]
         chosen = torch.searchsorted(reached, threshold, right=True).clamp_(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
+
+    def check(self) -> None:
+        """Look at the scores so far; the host waits for the device.
+
+        Raises:
+            InputError: the model's scores are not numbers.
+        """
+        if self._finite is not None and not self._finite:
+            raise InputError(
+                "The model gives scores that are not numbers: its weights or its adapter are damaged, or too large for"
+                " its dtype."
+            )
+
+    def _draw(self, device: torch.device) -> Tensor:
+        """[B, 1], each row's next number; drawn and moved `_AHEAD` at a time."""
+        if self._drawn is None or self._next == _AHEAD:
+            drawn = [[each.random() for _ in range(_AHEAD)] for each in self._generators]
+            self._drawn, self._next = torch.tensor(drawn, dtype=torch.float64).to(device), 0
+        self._next += 1
+        return self._drawn[:, self._next - 1 : self._next]
 
 
 def _generator(seed: int, key: str) -> np.random.Generator:

@@ -78,16 +78,23 @@ class Operation:
         return self._run(*args)
 
     def _run(self, *args: Any) -> Any:
+        return self.choose(*args)(*args)
+
+    def choose(self, *args: Any) -> Callable[..., Any]:
+        """What these arguments run on: for a loop that calls it with others of the same shapes, dtypes and devices.
+
+        Called so, an operation has no gradient, is not traced, and pays neither for torch's dispatch nor for ours.
+        """
         choice = _choice()
         if choice == "reference":
-            return self.reference(*args)
+            return self.reference
         fast = self._resolve(choice, args[0].device.type)
         reason = fast if isinstance(fast, str) else fast[1](*args)
         if reason is None:
-            return fast[0](*args)  # type: ignore[operator]
+            return fast[0]  # type: ignore[return-value]
         if choice != "auto":
             raise RuntimeError(f"FOURBIT_BACKEND={choice}, but it cannot run {self.name}: {reason}")
-        return self.reference(*args)
+        return self.reference
 
     def _resolve(self, choice: str, device: str) -> Fast | str:
         """The function and predicate of the chosen backend, `auto` or its name, or the reason there are none."""

@@ -28,7 +28,7 @@ from fourbit.nn.norm import FusedNorm, prove_norm
 from fourbit.nn.offload import OffloadedCheckpoint
 from fourbit.nn.rotary import FusedRotary, prove_rotary, rotary_function
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "fuse_modules", "prepare"]
 
 _LOG = logging.getLogger("fourbit")
 
@@ -106,6 +106,23 @@ def prepare(
     model.fourbit_prepared = report  # type: ignore[assignment]
     _LOG.info("prepared %s: %s", type(inner).__name__, report)
     return model
+
+
+def fuse_modules(model: nn.Module) -> Prepared:
+    """Let norms, gated activations, rotary embeddings and attention run on kernels of ours, in place; nothing else.
+
+    Args:
+        model: see `prepare`.
+
+    Returns:
+        what was taken and what was left, and why.
+
+    Raises:
+        InputError: it is no model of transformers.
+    """
+    report = Prepared(checkpointing=False)
+    _fuse_modules(_transformers_model(model), report)
+    return report
 
 
 def _transformers_model(model: nn.Module) -> Any:

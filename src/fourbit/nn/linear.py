@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fourbit.errors import BrokenCheckpoint
 from fourbit.formats import packed_size
-from fourbit.kernels import ops
+from fourbit.kernels import dispatch, ops
 from fourbit.nn import adapters
 from fourbit.quant import QuantConfig, QuantizedTensor, quantize
 from fourbit.quant.layout import STATISTICS
@@ -145,9 +145,24 @@ class QuantLinear(nn.Linear):
         )
         return y.to(result)
 
+    def bind(self, like: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """The product as one call without gradients, for a loop in which the layer and the kind of input stay.
+
+        Args:
+            like: [..., K], an input as they will come.
+
+        Returns:
+            the function; None where the product runs in another dtype than `like` has.
+        """
+        if self.dtypes(like) != (like.dtype, like.dtype):
+            return None
+        arguments = *self.weight_arguments.values(), self.out_features, self.bias
+        run = dispatch.OPERATIONS["linear"].choose(like, self.weight, *arguments)
+        return lambda x: run(x, self.weight, *arguments)
+
     @property
     def weight_arguments(self) -> dict[str, Any]:
-        """What every operation on this weight needs besides the packed codes."""
+        """What every operation on this weight needs besides the packed codes, in the order of their schemas."""
         return {
             "absmax": self._loaded_absmax(),
             "nested_absmax": self.nested_absmax,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -24,7 +24,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from fourbit.errors import InputError, NonFiniteWeight
-from fourbit.kernels import ops
+from fourbit.kernels import dispatch, ops
 from fourbit.kernels.dropout import draw_seed
 from fourbit.nn.linear import QuantLinear
 from fourbit.quant import QuantizedTensor, quantize
@@ -101,6 +101,20 @@ class LoraQuantLinear(Linear):
             **base.weight_arguments,
         )
         return y.to(result)
+
+    def bind(self, like: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """The forward pass as one call without gradients and dropout; see `QuantLinear.bind`.
+
+        Returns:
+            the function; None also where the layer takes peft's own path.
+        """
+        name, base = self._fused_adapter(), self._quant_linear
+        if name is None or self.training or base.dtypes(like) != (like.dtype, like.dtype):
+            return None
+        adapter = cast(Tensor, self.lora_A[name].weight), cast(Tensor, self.lora_B[name].weight)
+        arguments = *base.weight_arguments.values(), base.bias, *adapter, self.scaling[name], None, 0.0
+        run = dispatch.OPERATIONS["lora_linear"].choose(like, base.weight, *arguments)
+        return lambda x: cast(Tensor, run(x, base.weight, *arguments)[0])
 
     def _fused_adapter(self) -> str | None:
         """The one active adapter, if it is one that the fused operation computes."""

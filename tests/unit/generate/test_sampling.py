@@ -92,5 +92,11 @@ def test_a_tiny_temperature_is_greedy() -> None:
 def test_scores_that_are_not_numbers(temperature: float) -> None:
     logits = torch.zeros(2, 10)
     logits[1, 3] = torch.nan
+    choose = NextToken(Sampling(temperature=temperature), ["a", "b"])
+    choose.check()
+    choose(NOTHING, torch.zeros(2, 10))
+    choose.check()
+    choose(NOTHING, logits)
+    choose(NOTHING, torch.zeros(2, 10))  # and what comes after does not hide it
     with pytest.raises(InputError, match="not numbers"):
-        NextToken(Sampling(temperature=temperature), ["a", "b"])(NOTHING, logits)
+        choose.check()

@@ -3,6 +3,7 @@
 from fourbit.kernels.ops.absmax import dequantize_absmax, quantize_absmax
 from fourbit.kernels.ops.attention import attention
 from fourbit.kernels.ops.cross_entropy import linear_cross_entropy
+from fourbit.kernels.ops.dense import dense
 from fourbit.kernels.ops.dequantize import dequantize_blocks
 from fourbit.kernels.ops.linear import linear
 from fourbit.kernels.ops.lora import lora_linear
@@ -13,6 +14,7 @@ from fourbit.kernels.ops.swiglu import swiglu
 
 __all__ = [
     "attention",
+    "dense",
     "dequantize_absmax",
     "dequantize_blocks",
     "linear",

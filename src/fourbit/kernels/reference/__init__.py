@@ -3,6 +3,7 @@
 from fourbit.kernels.reference.absmax import dequantize_absmax, quantize_absmax
 from fourbit.kernels.reference.attention import attention, attention_backward
 from fourbit.kernels.reference.cross_entropy import linear_cross_entropy
+from fourbit.kernels.reference.dense import dense
 from fourbit.kernels.reference.dequantize import dequantize_blocks
 from fourbit.kernels.reference.linear import linear, linear_grad_input
 from fourbit.kernels.reference.lora import lora_linear, lora_linear_backward
@@ -14,6 +15,7 @@ from fourbit.kernels.reference.swiglu import swiglu, swiglu_backward
 __all__ = [
     "attention",
     "attention_backward",
+    "dense",
     "dequantize_absmax",
     "dequantize_blocks",
     "linear",
