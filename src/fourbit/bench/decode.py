@@ -1,0 +1,129 @@
+"""Text written by a model on the CPU: greedy, one token after another, at batch 1 and 8, with an adapter and without.
+
+All contenders continue the same random prompts by the same number of tokens with one LLaMA. What a token needs at least
+is one reading of all weights; the share of the bandwidth counts that. Prompts are on the clock, too, but short.
+
+    fourbit            `fourbit.generate`'s loop, on a model as `load_for_generation` gives it, bf16
+    bitsandbytes       transformers' `generate` over its layers in `eval()`, which take its packed kernel
+    transformers       its `generate` in bf16, without 4 bits
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fourbit.bench.case import OURS, Bar, Case, Contender, Measure, Share, Task
+from fourbit.bench.machine import READ, read_limit
+from fourbit.bench.peers import BITSANDBYTES, bitsandbytes_model
+from fourbit.bench.step import FULL, QUICK, RANK, _sixteen_bit, _write_full, _write_quick
+from fourbit.formats import quantized_size_bytes
+
+__all__ = ["cases"]
+
+BATCHES = (1, 8)
+PROMPT, TOKENS = 32, 64
+
+
+def cases(quick: bool) -> tuple[Case, ...]:
+    """One case per batch, with an adapter and without."""
+    return tuple(_case(quick, batch, adapter=adapter) for batch in BATCHES for adapter in (False, True))
+
+
+def _case(quick: bool, batch: int, *, adapter: bool) -> Case:
+    shapes, tokens = (QUICK, 4) if quick else (FULL, TOKENS)
+    setup = _Setup(batch, tokens, adapter)
+    share = Share(READ, tokens * _weight_bytes(shapes, adapter) / 1e9)
+    bars: tuple[Bar, ...] = (Bar("speed", BITSANDBYTES, 2.0),) if batch == 1 else ()
+    return Case(
+        name=f"decode-{batch}{'-lora' if adapter else ''}",
+        title=f"write {tokens} tokens, {'tiny' if quick else '135.5 M'} LLaMA, batch {batch}"
+        + (f", rank-{RANK} adapter" if adapter else ""),
+        measure=Measure("tokens/s", batch * tokens),
+        contenders=(
+            Contender(OURS, setup.ours, share=share),
+            Contender(BITSANDBYTES, setup.bitsandbytes, needs=BITSANDBYTES),
+            Contender("transformers, bf16", setup.transformers),
+            read_limit(1 << 20 if quick else 1 << 30),
+        ),
+        bars=bars,
+        repeats=1 if quick else 7,
+        sample_s=0,
+        warmup=0 if quick else 1,
+        # How much was written is compared, and not what: random weights make ties that a rounding decides.
+        tolerance=0.0,
+        fixture=_write_quick if quick else _write_full,
+    )
+
+
+def _weight_bytes(shapes: dict[str, int], adapter: bool) -> float:
+    """What one step has to read: the layers in 4 bits, the head, and the adapter, in bf16."""
+    hidden, inner = shapes["hidden_size"], shapes["intermediate_size"]
+    products = 4 * [(hidden, hidden)] + 2 * [(hidden, inner)] + [(inner, hidden)]
+    layer = sum(quantized_size_bytes(k * n, block_size=64, double_quant=True) for k, n in products)
+    if adapter:
+        layer += sum(2 * RANK * (k + n) for k, n in products)
+    return shapes["num_hidden_layers"] * layer + 2 * hidden * shapes["vocab_size"]
+
+
+class _Setup:
+    """The contenders of one case."""
+
+    def __init__(self, batch: int, tokens: int, adapter: bool) -> None:
+        self.batch, self.tokens, self.adapter = batch, tokens, adapter
+
+    def ours(self, folder: Path) -> Task:
+        import torch
+
+        import fourbit
+        from fourbit.generate import Sampling
+        from fourbit.generate.decode import decode
+        from fourbit.models.prepare import fuse_modules
+
+        model = self._adapted(fourbit.load(folder, fourbit.QuantConfig(), dtype=torch.bfloat16))
+        fuse_modules(model)
+        prompts = self._prompts(model).tolist()
+        keys = [str(row) for row in range(self.batch)]
+        tokenizer: Any = None  # for stop strings alone
+        settings = Sampling()
+        return Task(
+            lambda: list(decode(model, prompts, settings=settings, keys=keys, most=self.tokens, tokenizer=tokenizer)),
+            lambda made: float(sum(map(len, made))),
+        )
+
+    def bitsandbytes(self, folder: Path) -> Task:
+        return self._of_transformers(bitsandbytes_model(folder))
+
+    def transformers(self, folder: Path) -> Task:
+        return self._of_transformers(_sixteen_bit(folder))
+
+    def _of_transformers(self, model: Any) -> Task:
+        import torch
+
+        model = self._adapted(model)
+        ids = self._prompts(model)
+        arguments = {"attention_mask": torch.ones_like(ids), "do_sample": False, "use_cache": True, "pad_token_id": 0}
+        arguments |= {"max_new_tokens": self.tokens, "min_new_tokens": self.tokens}
+        write: Callable[[], Any] = lambda: model.generate(input_ids=ids, **arguments)  # noqa: E731
+        return Task(write, lambda made: float(made[:, ids.shape[1] :].numel()))
+
+    def _prompts(self, model: Any) -> Any:
+        import torch
+
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(3, model.config.vocab_size, (self.batch, PROMPT), generator=generator)
+
+    def _adapted(self, model: Any) -> Any:
+        """In `eval()`, with an adapter of bf16 that changes something."""
+        if self.adapter:
+            import torch
+            from peft import LoraConfig, get_peft_model
+
+            torch.manual_seed(0)
+            config = LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
+            model = get_peft_model(model, config, autocast_adapter_dtype=False)
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.bfloat16()
+        return model.eval()
