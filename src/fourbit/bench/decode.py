@@ -23,7 +23,7 @@ from fourbit.formats import quantized_size_bytes
 __all__ = ["cases"]
 
 BATCHES = (1, 8)
-PROMPT, TOKENS = 32, 64
+PROMPT, TOKENS = 16, 128
 
 
 def cases(quick: bool) -> tuple[Case, ...]:

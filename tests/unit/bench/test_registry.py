@@ -21,7 +21,9 @@ def test_every_case_is_consistent(quick: bool) -> None:
         assert len(set(names)) == len(names)
         assert names[0].startswith((OURS, LIMIT))
         for contender in case.contenders:
-            assert (contender.needs is None) == contender.name.startswith((OURS, LIMIT, "torch,", "peft"))
+            assert (contender.needs is None) == contender.name.startswith(
+                (OURS, LIMIT, "torch,", "peft", "transformers")
+            )
             assert contender.share is None or contender.share.limit in names
         for bar in case.bars:
             assert bar.kind in ("speed", "memory", "share")
@@ -59,7 +61,8 @@ def test_words_choose_cases() -> None:
     assert names("linear-1", "quantize") == ["quantize-nf4", "linear-1"]
     assert names("step") == ["step", "step-checkpointing"]
     assert set(names("ops")) > set(names("dequantize")) > set()
-    assert names("machine", "ops", "load", "step") == [case.name for _, case in registry.all_cases()]
+    assert names("decode") == ["decode-1", "decode-1-lora", "decode-8", "decode-8-lora"]
+    assert names("machine", "ops", "load", "step", "decode") == [case.name for _, case in registry.all_cases()]
     with pytest.raises(InputError, match="nothing called 'speed' to measure; choose from machine, ops"):
         names("speed")
 
