@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from fourbit.generate.cache import make_cache
-from fourbit.generate.graph import Captured, room_for
+from fourbit.generate.graph import FEWEST, Captured, room_for
 from fourbit.generate.proof import proven
 from fourbit.generate.sampling import NextToken, Sampling
 from fourbit.generate.walk import Walk
@@ -139,7 +139,7 @@ def _loop(
                     return_dict=True,
                 )
                 logits = outputs.logits[:, -1]
-                step = _choose_step(model, outputs, inputs)
+                step = _choose_step(model, outputs, inputs, most)
                 del outputs
             else:
                 logits = step(text[:, :end])
@@ -153,14 +153,15 @@ def _loop(
             yield from new
 
 
-def _choose_step(model: Any, outputs: Any, inputs: dict[str, Any]) -> Step:
+def _choose_step(model: Any, outputs: Any, inputs: dict[str, Any], most: int) -> Step:
     """The leanest step that takes this model as it is now, after its prompts."""
     plain = _Plain(model, outputs, inputs)
     cache = inputs.get("past_key_values")
-    if cache is None:
+    captures = _captures(plain.device)
+    if cache is None or most < (FEWEST if captures else 2):
         return plain
     try:
-        if _captures(plain.device):
+        if captures:
             captured = Captured(model, cache, inputs)
             captured.capture()
             # Attention over a masked cache is another kernel than over the tokens there are.
@@ -168,7 +169,8 @@ def _choose_step(model: Any, outputs: Any, inputs: dict[str, Any]) -> Step:
         if plain.device.type == "cpu":
             return proven(model, Walk(model, cache, inputs), plain, tolerance=0)
     except Exception as reason:  # another library's model, of a build that we do not know: any failure is an answer
-        _LOG.info("decoding with the forward pass of %s itself: %s", type(model).__name__, reason)
+        level = logging.WARNING if captures else logging.INFO  # on a GPU it is several times slower
+        _LOG.log(level, "decoding with the forward pass of %s itself: %s", type(model).__name__, reason)
     return plain
 
 

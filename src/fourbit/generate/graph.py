@@ -16,10 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BUCKET", "Captured", "room_for"]
+__all__ = ["BUCKET", "FEWEST", "Captured", "room_for"]
 
 BUCKET = 256
 """Caches have room for a multiple of so many tokens: few sizes, so that freed memory fits the next cache."""
+
+FEWEST = 8
+"""Tokens for which capturing pays: it costs about three steps."""
 
 _WARM_UP_RUNS = 2
 _GIVEN = ("input_ids", "attention_mask", "position_ids", "past_key_values")
@@ -81,10 +84,10 @@ class Captured:
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP_RUNS):
                 self._run()
+                # What it wrote into the cache lies where nothing is seen before it is written again.
+                self._positions.copy_(before[0])
+                self._place.copy_(before[1])
         torch.cuda.current_stream(self._tokens.device).wait_stream(side)
-        # What the runs wrote into the cache lies where nothing is seen before it is written again.
-        self._positions.copy_(before[0])
-        self._place.copy_(before[1])
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._run()

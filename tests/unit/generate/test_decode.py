@@ -165,8 +165,8 @@ def test_a_captured_step_asks_the_host_for_nothing(captures: None, monkeypatch: 
     monkeypatch.setattr(module.Captured, "_run", watched)
     for name in ("Llama", "Gemma2"):
         seen.clear()
-        run(tiny(name, {**LLAMAS, **OTHERS}[name]), prompts(9, 4), 6)
-        assert len(seen) == 5
+        run(tiny(name, {**LLAMAS, **OTHERS}[name]), prompts(9, 4), 9)
+        assert len(seen) == 8
         assert all(calls == seen[0] for calls in seen)
         assert not [call for call in seen[0] if "_local_scalar_dense" in call or "nonzero" in call]
 
@@ -180,7 +180,7 @@ def test_all_ways_agree(settings: Sampling, monkeypatch: pytest.MonkeyPatch) -> 
     with monkeypatch.context() as patch:
         patch.setattr(module, "_captures", lambda device: True)
         assert run(model, given, 40, settings) == walk
-    monkeypatch.setattr(module, "_choose_step", module._Plain)
+    monkeypatch.setattr(module, "_choose_step", lambda model, outputs, inputs, _: module._Plain(model, outputs, inputs))
     assert run(model, given, 40, settings) == walk
 
 
@@ -302,3 +302,23 @@ def test_a_token_can_be_taken_back() -> None:
     room.take_back(1)
     keys, _ = room.update(right, right)
     assert torch.equal(keys, torch.cat((first, right), dim=2))
+
+
+def test_what_cannot_be_captured_is_said(
+    captures: None, taken: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(module.Captured, "capture", fail)
+    model = tiny("Llama", GROUPED)
+    with caplog.at_level(logging.WARNING, "fourbit"):
+        assert run(model, prompts(9)) == of_transformers(model, prompts(9))
+    assert "itself: operation not permitted when stream is capturing" in caplog.text
+    assert not taken
+
+
+def test_few_tokens_are_not_worth_a_graph(captures: None, taken: list[str]) -> None:
+    model = tiny("Llama", GROUPED)
+    assert run(model, prompts(9), 3) == of_transformers(model, prompts(9), 3)
+    assert not taken
