@@ -139,6 +139,11 @@ FB_EXPORT int32_t fb_dequantize_absmax(const uint8_t* codes, int64_t n, const fl
 FB_EXPORT int32_t fb_linear(const FbWeight* weight, const void* x, int32_t dtype, int64_t m, const void* bias, void* y,
                             int32_t threads);
 
+/* The same for larger m, and only where K is a multiple of 32: the weight is decoded piece by piece into a core's
+ * cache. A row of y does not depend on m or on `threads`. linear_many.cpp gives the error bound. */
+FB_EXPORT int32_t fb_linear_many(const FbWeight* weight, const void* x, int32_t dtype, int64_t m, const void* bias,
+                                 void* y, int32_t threads);
+
 /* ---- attention ---- */
 
 /* The bytes of workspace a pass needs. The pointers need not be set. */

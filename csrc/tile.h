@@ -173,13 +173,13 @@ struct Pairs {
 #endif
 
 // C[r][j] += sum over k < steps of A * B; strides in units, b_step between the rows of B.
-template <class Product, int N>
-FB_INLINE void multiply(Vec (&c)[tile_rows][N], int64_t steps, const uint32_t* a, int64_t a_row, int64_t a_step,
+template <class Product, int R, int N>
+FB_INLINE void multiply(Vec (&c)[R][N], int64_t steps, const uint32_t* a, int64_t a_row, int64_t a_step,
                         const uint32_t* b, int64_t b_step) {
     for (int64_t k = 0; k < steps; k++, a += a_step, b += b_step) {
         Vec right[N];
         FB_UNROLL for (int j = 0; j < N; j++) right[j] = load(b + j * lanes);
-        FB_UNROLL for (int r = 0; r < tile_rows; r++) {
+        FB_UNROLL for (int r = 0; r < R; r++) {
             const Vec left = splat_unit(a[r * a_row]);
             FB_UNROLL for (int j = 0; j < N; j++) c[r][j] = Product::accumulate(c[r][j], left, right[j]);
         }

@@ -7,18 +7,22 @@
 // of the block size. Where K is no multiple of 8 a row's first lane also holds the end of the row before it; x is then
 // laid out once for each of the at most 8 phases, with zeros there.
 //
-// With AVX-512 BF16 and bf16 x, levels and x meet in vdpbf16ps, 32 products an instruction; otherwise in fp32.
+// With AVX-512 BF16 and bf16 x, levels and x meet in vdpbf16ps, 32 products an instruction; otherwise in fp32. Where
+// rows hold whole blocks of 64 or more, a register holds the 16 levels of two blocks already scaled, and the scaling of
+// sums falls away.
 //
 // Error of y against the exact product of x with level * scale, for g = 8 * lanes:
 //     |y - y*| <= (e + (K / g + 16) u) sum |x||w| + d |y*|,    u = 2^-24
 // A product passes at most 8 roundings within its group, one when scaled, one for each later group of its row and 5
 // between the lanes. d rounds the result (2^-8 bf16, 2^-11 fp16, u fp32) and e the levels: 0 in fp32, 2^-8 in bf16.
-// That is the order of multiplying by the decoded bf16 weight, which rounds level * scale instead. vdpbf16ps also takes
-// subnormal x, and sums below 2^-126, for zero: at most 2^-125 K scale more.
+// That is the order of multiplying by the decoded bf16 weight, which rounds level * scale instead; so does the kernel
+// with scaled levels, which sums a row in one go: (e + (K / 16 + 5) u). vdpbf16ps also takes subnormal x and weights,
+// and sums below 2^-126, for zero: at most 2^-125 K scale more.
 //
 // Each y is summed in the same order whatever the rows of x and the threads.
 //
-// Cost: N K (1/2 + 4 / block_size) bytes read, 2 M N K flops. Bound by memory up to about 4 rows, then by arithmetic.
+// Cost: N K (1/2 + 4 / block_size) bytes read, 2 M N K flops. Bound by memory up to about 4 rows, then by arithmetic;
+// from 8 or 9 rows on linear_many.cpp is faster.
 
 #include "../lanes.h"
 #include "../weight.h"
@@ -142,15 +146,94 @@ void multiply(const Row* row, const typename In::Levels& levels, int64_t groups,
     }
 }
 
+#if FB_AVX512BF16
+
+// The same where every half of a group lies within one block, as it does with whole blocks of 64 and more in every row:
+// a look-up of 32 entries then takes the levels of both halves already scaled, and the totals are all that is summed.
+struct InScaledBf16 : InBf16 {
+    using Levels = __m512;
+    static constexpr int most_rows = 4;
+
+    static Levels levels(const float* from) { return _mm512_loadu_ps(from); }
+
+    static bool takes(const FbWeight& weight) {
+        return weight.cols % (group / 2) == 0 && weight.block_size >= group / 2;
+    }
+
+    // Levels by the scale of the lower half, then by that of the upper one. Subnormal products become zero.
+    static __m512i table(Levels levels, float lower, float upper) {
+        return (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(levels, _mm512_set1_ps(upper)),
+                                            _mm512_mul_ps(levels, _mm512_set1_ps(lower)));
+    }
+
+    // The nibble, and in the upper half of the group the bit above it.
+    static Vector lookup(__m512i table, __m512i codes) {
+        const __m512i nibble = _mm512_set1_epi16(15);
+        const __m512i half = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
+        const __m512i index = _mm512_ternarylogic_epi32(codes, nibble, half, 0xea);  // (codes & nibble) | half
+        return (__m512bh)_mm512_permutexvar_epi16(index, table);
+    }
+};
+
+template <int Rows, int M>
+void multiply_scaled(const Row* row, const __m512& levels, int64_t groups, int shift, const bf16* x, float* sums) {
+    Floats total[M][Rows];
+    for (int m = 0; m < M; ++m) {
+        for (int r = 0; r < Rows; ++r) total[m][r] = Lanes::zero();
+    }
+    for (int64_t g = 0; g < groups; ++g, x += M * group) {
+        __m512i codes[Rows], table[Rows];
+        for (int r = 0; r < Rows; ++r) {
+            __builtin_prefetch(row[r].packed + g * group_bytes + prefetch_bytes);
+            codes[r] = Lanes::load_codes(g + 1 < groups ? row[r].packed + g * group_bytes : row[r].last);
+            const int64_t at = row[r].offset + g * group;
+            table[r] =
+                InScaledBf16::table(levels, row[r].scales[at >> shift], row[r].scales[(at + group / 2) >> shift]);
+        }
+        for (int step = 0; step < InBf16::steps; ++step) {
+            __m512bh level[Rows];
+            for (int r = 0; r < Rows; ++r) {
+                level[r] = InScaledBf16::lookup(table[r], codes[r]);
+                codes[r] = _mm512_srli_epi16(codes[r], 4);
+            }
+            for (int m = 0; m < M; ++m) {
+                const auto from_x = InBf16::load(x + m * group + step * (group / InBf16::steps));
+                for (int r = 0; r < Rows; ++r) total[m][r] = InBf16::dot(level[r], from_x, total[m][r]);
+            }
+        }
+    }
+    for (int m = 0; m < M; ++m) {
+        Floats four[4];
+        for (int r = 0; r < 4; ++r) four[r] = r < Rows ? total[m][r] : Lanes::zero();
+        float sum[4];
+        Lanes::sum(four, sum);
+        memcpy(sums + m * Rows, sum, Rows * sizeof(float));
+    }
+}
+
+#endif
+
 template <typename In>
 using Multiply = void (*)(const Row*, const typename In::Levels&, int64_t, int, const typename In::X*, float*);
+
+template <int Rows, int M, typename In>
+Multiply<In> multiply_by(In) {
+    return multiply<In, Rows, M>;
+}
+
+#if FB_AVX512BF16
+template <int Rows, int M>
+Multiply<InScaledBf16> multiply_by(InScaledBf16) {
+    return multiply_scaled<Rows, M>;
+}
+#endif
 
 template <typename In, int Rows, int M = In::most_rows>
 Multiply<In> multiply_for(int64_t m) {
     if constexpr (M == 1) {
-        return multiply<In, Rows, 1>;
+        return multiply_by<Rows, 1>(In());
     } else {
-        return m == M ? multiply<In, Rows, M> : multiply_for<In, Rows, M - 1>(m);
+        return m == M ? multiply_by<Rows, M>(In()) : multiply_for<In, Rows, M - 1>(m);
     }
 }
 
@@ -318,6 +401,9 @@ int32_t linear(const FbWeight* weight, const void* x, int32_t dtype, int64_t m, 
             return multiply_all<InFloat>(*weight, (const f16*)x, m, (const f16*)bias, (f16*)y, threads);
         case FB_BF16:
 #if FB_AVX512BF16
+            if (InScaledBf16::takes(*weight)) {
+                return multiply_all<InScaledBf16>(*weight, (const bf16*)x, m, (const bf16*)bias, (bf16*)y, threads);
+            }
             return multiply_all<InBf16>(*weight, (const bf16*)x, m, (const bf16*)bias, (bf16*)y, threads);
 #else
             return multiply_all<InFloat>(*weight, (const bf16*)x, m, (const bf16*)bias, (bf16*)y, threads);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -149,7 +150,7 @@ def test_dequantize_past_the_caches(level: str, unaligned: bool) -> None:
 @given(
     seeds,
     st.integers(1, 70),
-    st.one_of(st.integers(1, 300), st.sampled_from([512, 1376, 2049, 4096])),
+    st.one_of(st.integers(1, 300), st.sampled_from([512, 576, 1376, 2049, 4096])),
     st.integers(1, 20),
     dtypes,
     block_sizes,
@@ -170,17 +171,76 @@ def test_linear(
     with_bias: bool,
 ) -> None:
     """Within the bound of csrc/kernels/linear.cpp; a row of y does not depend on the others or on the threads."""
-    parts = quantized(seed, rows * cols, block_size, 1.0, nested=nested)
-    weight = (*parts, torch.from_numpy(codebook.table), block_size)
+    weight = (
+        *quantized(seed, rows * cols, block_size, 1.0, nested=nested),
+        torch.from_numpy(codebook.table),
+        block_size,
+    )
+    terms = cols / (8 * LANES[level]) + 16
+    if cols % 64 == 0 and block_size >= 64:
+        terms = max(terms, cols / 16 + 8)  # where the levels are scaled before they are summed
+    check_product(native_linear.FEW_ROWS, weight, (rows, cols, m), dtype, seed, terms, with_bias=with_bias)
+
+
+@settings(max_examples=150)
+@given(
+    seeds,
+    st.integers(1, 140),
+    st.one_of(st.integers(1, 12), st.sampled_from([16, 18, 43, 64, 128])).map(lambda count: 32 * count),
+    st.integers(1, 70),
+    dtypes,
+    block_sizes,
+    codebooks,
+    st.booleans(),
+    st.booleans(),
+)
+def test_linear_many(
+    level: str,
+    seed: int,
+    rows: int,
+    cols: int,
+    m: int,
+    dtype: torch.dtype,
+    block_size: int,
+    codebook: Codebook,
+    nested: bool,
+    with_bias: bool,
+) -> None:
+    """Within the bound of csrc/kernels/linear_many.cpp, whose segments have at most 128 elements."""
+    weight = (
+        *quantized(seed, rows * cols, block_size, 1.0, nested=nested),
+        torch.from_numpy(codebook.table),
+        block_size,
+    )
+    segment = min(block_size, 128, cols & -cols)
+    terms = segment + cols / segment + 1
+    check_product(native_linear.MANY_ROWS, weight, (rows, cols, m), dtype, seed, terms, with_bias=with_bias)
+
+
+Weight = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, int]
+
+
+def check_product(
+    kernel: dict[str, dict[torch.dtype, Any]],
+    weight: Weight,
+    sizes: tuple[int, int, int],
+    dtype: torch.dtype,
+    seed: int,
+    terms: float,
+    *,
+    with_bias: bool,
+) -> None:
+    """A product of m rows by one of the kernels, against fp64: `terms` roundings of a sum, and one of the levels."""
+    rows, cols, m = sizes
     x = drawn(seed, m * cols, 1.0, dtype).view(m, cols)
     bias = drawn(seed + 1, rows, 1.0, dtype) if with_bias else None
-    y = fused(x, weight, rows, bias)
+    y = fused(kernel, x, weight, rows, bias)
 
     exact_weight = decode(*weight, (rows, cols), torch.float32).double()
     exact, products = x.double() @ exact_weight.t(), x.double().abs() @ exact_weight.abs().t()
     unit = 2.0**-24
-    of_levels = 2.0**-8 if level == "avx512bf16" and dtype == torch.bfloat16 else 0.0
-    bound = (of_levels + (cols / (8 * LANES[level]) + 16) * unit) * products
+    of_levels = 2.0**-8 if library.level() == "avx512bf16" and dtype == torch.bfloat16 else 0.0
+    bound = (of_levels + terms * unit) * products
     if bias is not None:
         exact = exact + bias.double()
         bound = bound + unit * (exact.abs() + bound)
@@ -190,19 +250,22 @@ def test_linear(
     assert ((y.double() - exact).abs() <= bound + rounding).all()
 
     one = m // 2
-    assert_same(fused(x[one : one + 1], weight, rows, bias)[0], y[one])
+    assert_same(fused(kernel, x[one : one + 1], weight, rows, bias)[0], y[one])
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert_same(fused(x, weight, rows, bias), y)
+        assert_same(fused(kernel, x, weight, rows, bias), y)
     finally:
         torch.set_num_threads(before)
 
 
 def fused(
-    x: Tensor, weight: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, int], rows: int, bias: Tensor | None
+    kernel: dict[str, dict[torch.dtype, Any]], x: Tensor, weight: Weight, rows: int, bias: Tensor | None
 ) -> Tensor:
-    """The product straight from 4 bits, however many rows x has."""
+    """The product straight from 4 bits by the kernel that has this table, however many rows x has."""
+    always: Any = 1 << 62 if kernel is native_linear.FEW_ROWS else (0, 1 << 62)
+    never = (1 << 62, 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(native_linear.FEW_ROWS, library.level(), dict.fromkeys(DTYPES, 1 << 62))
+        patch.setitem(native_linear.MANY_ROWS, library.level(), dict.fromkeys(DTYPES, never))
+        patch.setitem(kernel, library.level(), dict.fromkeys(DTYPES, always))
         return native_linear.linear(x, *weight, rows, bias)

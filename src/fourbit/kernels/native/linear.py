@@ -1,6 +1,6 @@
 """Native: products with a quantized weight.
 
-The weight meets x in 4 bits (csrc/kernels/linear.cpp), or it is decoded and meets x in torch's GEMM, whichever is
+The weight meets x in 4 bits (csrc/kernels/linear.cpp for a few rows of x, linear_many.cpp for more), or it is decoded and meets x in torch's GEMM, whichever is
 faster. It is decoded into a workspace that all layers of a thread share: that grows to the largest weight, and no page
 of it is fresh from the system again. Where the CPU has no arithmetic in the type of x, torch's GEMM is an order of
 magnitude slower than in fp32, and both ways compute in fp32.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from fourbit.kernels.native.dequantize import dequantize_blocks
 from fourbit.kernels.native.library import DTYPES, I32, I64, POINTER, bind, check, level, threads
 from fourbit.kernels.native.weight import Weight, point_at, refusal
 
-__all__ = ["FEW_ROWS", "accepts_linear", "accepts_linear_grad_input", "linear", "linear_grad_input"]
+__all__ = ["FEW_ROWS", "MANY_ROWS", "accepts_linear", "accepts_linear_grad_input", "linear", "linear_grad_input"]
 
 _ALWAYS = 1 << 62
 FEW_ROWS = {
@@ -31,6 +32,19 @@ FEW_ROWS = {
 """The most rows of x to multiply straight from 4 bits, by SIMD level. Measured on x86 for N x K of 1024 x 1024 to
 4096 x 4096, torch limited to the same instructions (ONEDNN_MAX_CPU_ISA); guessed for neon."""
 
+MANY_ROWS = {
+    "scalar": {torch.float32: (4, 7), torch.float16: (4, 9), torch.bfloat16: (4, 9)},
+    "avx2": {torch.float32: (8, _ALWAYS), torch.float16: (8, _ALWAYS), torch.bfloat16: (8, _ALWAYS)},
+    "avx512": {torch.float32: (8, _ALWAYS), torch.float16: (8, _ALWAYS), torch.bfloat16: (8, _ALWAYS)},
+    "avx512bf16": {torch.float32: (9, _ALWAYS), torch.float16: (9, _ALWAYS), torch.bfloat16: (9, 128)},
+    "neon": {torch.float32: (4, 16), torch.float16: (4, 16), torch.bfloat16: (4, 16)},
+}
+"""The fewest and the most rows of x for which W is decoded strip by strip into a core's cache, by SIMD level: tried
+before `FEW_ROWS`. Measured and guessed likewise, on one thread, the sizes from 576 x 576 to 4096 x 4096."""
+
+_MANY_MULTIPLE = 32
+"""What the number of columns must be a multiple of for that."""
+
 _WITHOUT_ARITHMETIC = {
     "scalar": (torch.float16, torch.bfloat16),
     "avx2": (torch.float16, torch.bfloat16),
@@ -40,7 +54,9 @@ _WITHOUT_ARITHMETIC = {
 }
 """Types of x whose products torch is slow at, by SIMD level."""
 
-_linear = bind("fb_linear", [ctypes.POINTER(Weight), POINTER, I32, I64, POINTER, POINTER, I32])
+_PARAMETERS = [ctypes.POINTER(Weight), POINTER, I32, I64, POINTER, POINTER, I32]
+_linear = bind("fb_linear", _PARAMETERS)
+_linear_many = bind("fb_linear_many", _PARAMETERS)
 _workspaces = threading.local()
 
 
@@ -77,7 +93,8 @@ def linear(
     *leading, features = x.shape
     dtype = x.dtype
     rows = x.numel() // features if features else 0
-    if not 0 < rows <= FEW_ROWS[level()][dtype]:
+    kernel = _kernel(rows, features, dtype)
+    if kernel is None:
         wide = _gemm_dtype(dtype)
         weight = _decoded(
             packed, absmax, nested_absmax, nested_offset, levels, block_size, out_features, features, wide
@@ -88,7 +105,7 @@ def linear(
     x = x.contiguous()
     y = x.new_empty((*leading, out_features))
     described = point_at(packed, absmax, nested_absmax, nested_offset, levels, block_size, out_features, features)
-    status = _linear(
+    status = kernel(
         described,
         x.data_ptr(),
         DTYPES[dtype],
@@ -99,6 +116,14 @@ def linear(
     )
     check(status, "fb_linear")
     return y
+
+
+def _kernel(rows: int, features: int, dtype: torch.dtype) -> Callable[..., int] | None:
+    """What multiplies so many rows of x straight from 4 bits; None where decoding the whole weight is faster."""
+    fewest, most = MANY_ROWS[level()][dtype]
+    if fewest <= rows <= most and features % _MANY_MULTIPLE == 0:
+        return _linear_many
+    return _linear if 0 < rows <= FEW_ROWS[level()][dtype] else None
 
 
 def accepts_linear_grad_input(
