@@ -295,6 +295,41 @@ def near(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[
     return verify
 
 
+def test_lora(replay: Replay) -> None:
+    replay(list(lora_checks(torch.Generator().manual_seed(5))))
+
+
+def lora_checks(generator: torch.Generator) -> Iterator[Check]:
+    shapes = ((1, 1, 1, 1), (2, 5, 3, 7), (3, 64, 16, 33), (9, 96, 8, 64), (1, 577, 5, 130))
+    for dtype in DTYPES:
+        for adapter_dtype in DTYPES:
+            for m, cols, rank, rows in shapes:
+                x = torch.randn(m, cols, generator=generator).to(dtype)
+                a = torch.randn(rank, cols, generator=generator).to(adapter_dtype)
+                b = torch.randn(rows, rank, generator=generator).to(adapter_dtype)
+                y = torch.randn(m, rows, generator=generator).to(dtype)
+                xa = torch.empty(m, rank, dtype=dtype)
+                arguments = (x, DTYPES[dtype], m, cols, a, b, DTYPES[adapter_dtype], rank, rows, 0.5, xa, y, 2)
+                yield Check("lora_add", arguments, added(y.clone(), y, xa, x, a, b))
+
+
+def added(before: Tensor, y: Tensor, xa: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Callable[[], None]:
+    """The bound of lora.cpp, with the fewest lanes of any level (4), for a scaling of a half."""
+
+    def verify() -> None:
+        unit, half = 2.0**-24, torch.finfo(x.dtype).eps / 2
+        wide_a, wide_b = a.to(x.dtype).double(), b.to(x.dtype).double()
+        exact = x.double() @ wide_a.t()
+        error = (x.shape[1] / 4 + 6) * unit * (x.double().abs() @ wide_a.abs().t()) + half * exact.abs()
+        assert ((xa.double() - exact).abs() <= error * (1 + half) + torch.finfo(x.dtype).tiny).all()
+        share = 0.5 * (xa.double() @ wide_b.t())
+        error = (a.shape[0] / 4 + 8) * unit * (0.5 * xa.double().abs() @ wide_b.abs().t() + before.double().abs())
+        exact = before.double() + share
+        assert ((y.double() - exact).abs() <= error + half * (exact.abs() + error) + torch.finfo(x.dtype).tiny).all()
+
+    return verify
+
+
 def same(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: str) -> Callable[[], None]:
     def verify() -> None:
         for ours, theirs in zip(got, expected, strict=True):

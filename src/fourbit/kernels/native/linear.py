@@ -1,9 +1,9 @@
 """Native: products with a quantized weight.
 
-The weight meets x in 4 bits (csrc/kernels/linear.cpp for a few rows of x, linear_many.cpp for more), or it is decoded and meets x in torch's GEMM, whichever is
-faster. It is decoded into a workspace that all layers of a thread share: that grows to the largest weight, and no page
-of it is fresh from the system again. Where the CPU has no arithmetic in the type of x, torch's GEMM is an order of
-magnitude slower than in fp32, and both ways compute in fp32.
+The weight meets x in 4 bits (csrc/kernels/linear.cpp for a few rows of x, linear_many.cpp for more), or it is decoded
+and meets x in torch's GEMM, whichever is faster. It is decoded into a workspace that all layers of a thread share: that
+grows to the largest weight, and no page of it is fresh from the system again. Where the CPU has no arithmetic in the
+type of x, torch's GEMM is an order of magnitude slower than in fp32, and both ways compute in fp32.
 """
 
 from __future__ import annotations
