@@ -148,7 +148,7 @@ FB_EXPORT int32_t fb_linear_many(const FbWeight* weight, const void* x, int32_t 
 
 /* xa [m, R] = x A^T and y [m, N] += scaling * xa B^T, for x [m, K], A [R, K], B [N, R]; for small m.
  *
- * x, xa and y are of `dtype`; A and B of `adapter_dtype`, and rounded to `dtype` where that is shorter. Sums are fp32;
+ * x, xa and y are of `dtype`; A and B of `adapter_dtype`, and rounded to `dtype` first. Sums are fp32;
  * y is rounded once more. A row does not depend on m or on `threads`. */
 FB_EXPORT int32_t fb_lora_add(const void* x, int32_t dtype, int64_t m, int64_t cols, const void* a, const void* b,
                               int32_t adapter_dtype, int64_t rank, int64_t rows, float scaling, void* xa, void* y,

@@ -4,7 +4,7 @@
 // longer than they do. Rows of A, then of B, are widened to fp32 four at a time and meet every row of x there.
 //
 // Error: with xa in place of x A^T, each of the two sums passes at most (n / lanes + 6) roundings of fp32, n the
-// elements summed; xa and y are rounded to `dtype` once, and elements of A and B too where their own type is wider.
+// elements summed; xa and y are rounded to `dtype` once, and elements of A and B too.
 //
 // Each element is summed in the same order whatever the rows of x and the threads.
 //
@@ -25,11 +25,16 @@ constexpr int64_t least_per_thread = 1 << 15;  // products for which waking a th
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// fp32 copies of `count` elements, rounded to T where they are of a wider type; zero up to the next multiple of lanes.
+template <typename A, typename B>
+constexpr bool are_same = false;
+template <typename A>
+constexpr bool are_same<A, A> = true;
+
+// fp32 copies of `count` elements, rounded to T where they are of another type; zero up to the next multiple of lanes.
 template <typename T, typename From>
 void take(const From* from, int64_t count, float* to) {
     widen(from, to, count);
-    if (sizeof(T) < sizeof(From)) {
+    if (!are_same<T, From>) {
         for (int64_t i = 0; i < count; i += kBlock) round_to<T>(to + i, smaller(kBlock, count - i));
     }
     for (int64_t i = count; i < round_up(count, lanes); ++i) to[i] = 0;
