@@ -167,10 +167,10 @@ FB_EXPORT int32_t fb_attention_backward(const FbAttention* args, int32_t threads
 
 /* ---- dense ---- */
 
-/* y [m, n] = scale x [m, k] weight [n, k]^T + added (or NULL), all of `dtype`, summed in fp32. Row i of `added` begins
- * at i * added_stride: 0 for a bias; it may be y itself. Made for a few rows: reads the weight once for up to four. */
+/* y [m, n] = x [m, k] weight [n, k]^T + bias [n] (or NULL), all of `dtype`, summed in fp32. Made for a few rows: reads
+ * the weight once for up to four. */
 FB_EXPORT int32_t fb_dense(const void* x, const void* weight, int32_t dtype, int64_t m, int64_t n, int64_t k,
-                           float scale, const void* added, int64_t added_stride, void* y, int32_t threads);
+                           const void* bias, void* y, int32_t threads);
 
 /* ---- rms_norm ---- */
 

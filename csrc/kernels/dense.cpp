@@ -1,6 +1,6 @@
 // A few rows times a weight that is not quantized: an output head, for the next token of each row of a batch.
 //
-//     y[m, n] = scale * sum_k x[m, k] w[n, k] + added[m, n]        summed in fp32, rounded once
+//     y[m, n] = sum_k x[m, k] w[n, k] + bias[n]        summed in fp32, rounded once
 //
 // The head is the largest matrix of a small model and stays in 16 bits, so that one token costs reading all of it. A
 // general matrix product packs its operands first, which for a few rows costs more than the product: this reads each
@@ -91,8 +91,7 @@ struct Reader<bf16> {
 
 // y[0..M, 0..rows] of `rows` (1 to kRows) rows of the weight; those that are missing are read from the last.
 template <class T, int M>
-void multiply(const T* x, const T* weight, int64_t n, int64_t k, int rows, float scale, const T* added,
-              int64_t added_stride, T* y) {
+void multiply(const T* x, const T* weight, int64_t n, int64_t k, int rows, const T* bias, T* y) {
     using Read = Reader<T>;
     const T* w[kRows];
     for (int r = 0; r < kRows; r++) w[r] = weight + (r < rows ? r : rows - 1) * k;
@@ -113,35 +112,34 @@ void multiply(const T* x, const T* weight, int64_t n, int64_t k, int rows, float
         Lanes::sum(sums[m], total);
         for (int r = 0; r < rows; r++) {
             for (int64_t j = i; j < k; j++) total[r] += to_float(w[r][j]) * to_float(x[m * k + j]);
-            from_float(scale * total[r] + (added ? to_float(added[m * added_stride + r]) : 0.0f), y + m * n + r);
+            from_float(total[r] + (bias ? to_float(bias[r]) : 0.0f), y + m * n + r);
         }
     }
 }
 
 template <class T>
-int32_t run(const T* x, const T* weight, int64_t m, int64_t n, int64_t k, float scale, const T* added,
-            int64_t added_stride, T* y, int32_t threads) {
+int32_t run(const T* x, const T* weight, int64_t m, int64_t n, int64_t k, const T* bias, T* y, int32_t threads) {
     const int64_t groups = (n + kRows - 1) / kRows;
 #pragma omp parallel for schedule(static) num_threads(worthwhile(threads, n* k))
     for (int64_t group = 0; group < groups; group++) {
         const int64_t first = group * kRows;
         const int rows = (int)(n - first < kRows ? n - first : kRows);
+        const T* shift = bias ? bias + first : nullptr;
         for (int64_t token = 0; token < m; token += kTokens) {
             const T* given = x + token * k;
-            const T* shift = added ? added + token * added_stride + first : nullptr;
             T* out = y + token * n + first;
             switch (m - token < kTokens ? (int)(m - token) : kTokens) {
                 case 1:
-                    multiply<T, 1>(given, weight + first * k, n, k, rows, scale, shift, added_stride, out);
+                    multiply<T, 1>(given, weight + first * k, n, k, rows, shift, out);
                     break;
                 case 2:
-                    multiply<T, 2>(given, weight + first * k, n, k, rows, scale, shift, added_stride, out);
+                    multiply<T, 2>(given, weight + first * k, n, k, rows, shift, out);
                     break;
                 case 3:
-                    multiply<T, 3>(given, weight + first * k, n, k, rows, scale, shift, added_stride, out);
+                    multiply<T, 3>(given, weight + first * k, n, k, rows, shift, out);
                     break;
                 default:
-                    multiply<T, 4>(given, weight + first * k, n, k, rows, scale, shift, added_stride, out);
+                    multiply<T, 4>(given, weight + first * k, n, k, rows, shift, out);
                     break;
             }
         }
@@ -151,18 +149,15 @@ int32_t run(const T* x, const T* weight, int64_t m, int64_t n, int64_t k, float 
 
 }  // namespace
 
-int32_t dense(const void* x, const void* weight, int32_t dtype, int64_t m, int64_t n, int64_t k, float scale,
-              const void* added, int64_t added_stride, void* y, int32_t threads) {
+int32_t dense(const void* x, const void* weight, int32_t dtype, int64_t m, int64_t n, int64_t k, const void* bias,
+              void* y, int32_t threads) {
     switch (dtype) {
         case FB_F32:
-            return run((const float*)x, (const float*)weight, m, n, k, scale, (const float*)added, added_stride,
-                       (float*)y, threads);
+            return run((const float*)x, (const float*)weight, m, n, k, (const float*)bias, (float*)y, threads);
         case FB_F16:
-            return run((const f16*)x, (const f16*)weight, m, n, k, scale, (const f16*)added, added_stride, (f16*)y,
-                       threads);
+            return run((const f16*)x, (const f16*)weight, m, n, k, (const f16*)bias, (f16*)y, threads);
         case FB_BF16:
-            return run((const bf16*)x, (const bf16*)weight, m, n, k, scale, (const bf16*)added, added_stride, (bf16*)y,
-                       threads);
+            return run((const bf16*)x, (const bf16*)weight, m, n, k, (const bf16*)bias, (bf16*)y, threads);
         default:
             return FB_BAD_ARGUMENT;
     }

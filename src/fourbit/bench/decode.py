@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from fourbit.bench.case import OURS, Bar, Case, Contender, Measure, Share, Task
+from fourbit.bench.device.cases import decode_weight_bytes
 from fourbit.bench.machine import READ, read_limit
 from fourbit.bench.peers import BITSANDBYTES, bitsandbytes_model
 from fourbit.bench.step import FULL, QUICK, RANK, _sixteen_bit, _write_full, _write_quick
-from fourbit.formats import quantized_size_bytes
+from fourbit.models.shapes import Shape, shape_of
 
 __all__ = ["cases"]
 
@@ -32,9 +33,9 @@ def cases(quick: bool) -> tuple[Case, ...]:
 
 
 def _case(quick: bool, batch: int, *, adapter: bool) -> Case:
-    shapes, tokens = (QUICK, 4) if quick else (FULL, TOKENS)
+    name, tokens = (QUICK, 4) if quick else (FULL, TOKENS)
     setup = _Setup(batch, tokens, adapter)
-    share = Share(READ, tokens * _weight_bytes(shapes, adapter) / 1e9)
+    share = Share(READ, tokens * _weight_bytes(shape_of(name), adapter) / 1e9)
     bars: tuple[Bar, ...] = (Bar("speed", BITSANDBYTES, 2.0),) if batch == 1 else ()
     return Case(
         name=f"decode-{batch}{'-lora' if adapter else ''}",
@@ -57,14 +58,12 @@ def _case(quick: bool, batch: int, *, adapter: bool) -> Case:
     )
 
 
-def _weight_bytes(shapes: dict[str, int], adapter: bool) -> float:
+def _weight_bytes(shape: Shape, adapter: bool) -> float:
     """What one step has to read: the layers in 4 bits, the head, and the adapter, in bf16."""
-    hidden, inner = shapes["hidden_size"], shapes["intermediate_size"]
-    products = 4 * [(hidden, hidden)] + 2 * [(hidden, inner)] + [(inner, hidden)]
-    layer = sum(quantized_size_bytes(k * n, block_size=64, double_quant=True) for k, n in products)
-    if adapter:
-        layer += sum(2 * RANK * (k + n) for k, n in products)
-    return shapes["num_hidden_layers"] * layer + 2 * hidden * shapes["vocab_size"]
+    hidden, inner = shape.settings["hidden_size"], shape.settings["intermediate_size"]
+    sides = 4 * (hidden + hidden) + 3 * (hidden + inner)
+    lora = shape.settings["num_hidden_layers"] * 2 * RANK * sides if adapter else 0
+    return float(decode_weight_bytes(shape, four_bits=True) + lora)
 
 
 class _Setup:

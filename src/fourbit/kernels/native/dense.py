@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
 from fourbit.kernels.native.library import DTYPES, I32, I64, POINTER, bind, check, threads
 
-__all__ = ["FEW_ROWS", "accepts_dense", "add_dense", "dense"]
+__all__ = ["FEW_ROWS", "accepts_dense", "dense"]
 
 FEW_ROWS = {torch.bfloat16: 4, torch.float16: 8, torch.float32: 8}
 """The most rows, by dtype: beyond, torch's matrix product is as fast. Measured on AVX-512 with BF16, 32000 x 1024."""
 
-_dense = bind("fb_dense", [POINTER, POINTER, I32, I64, I64, I64, ctypes.c_float, POINTER, I64, POINTER, I32])
+_dense = bind("fb_dense", [POINTER, POINTER, I32, I64, I64, I64, POINTER, POINTER, I32])
 
 
 def accepts_dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
@@ -30,24 +28,10 @@ def accepts_dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 def dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See `kernels.ops.dense`."""
     x = x.contiguous()
-    y = x.new_empty((*x.shape[:-1], weight.shape[0]))
-    _multiply(x, weight, 1.0, None if bias is None else bias.contiguous(), 0, y)
-    return y
-
-
-def add_dense(y: Tensor, x: Tensor, weight: Tensor, *, scale: float) -> None:
-    """y += scale x W^T in place, rounded once, for inputs that `dense` accepts.
-
-    Args:
-        y: [T, N], contiguous.
-        x: [T, K], contiguous.
-        weight: [N, K], contiguous.
-    """
-    _multiply(x, weight, scale, y, y.shape[-1], y)
-
-
-def _multiply(x: Tensor, weight: Tensor, scale: float, added: Tensor | None, added_stride: int, y: Tensor) -> None:
     outputs, features = weight.shape
+    y = x.new_empty((*x.shape[:-1], outputs))
+    if bias is not None:
+        bias = bias.contiguous()
     status = _dense(
         x.data_ptr(),
         weight.data_ptr(),
@@ -55,10 +39,9 @@ def _multiply(x: Tensor, weight: Tensor, scale: float, added: Tensor | None, add
         x.numel() // features,
         outputs,
         features,
-        scale,
-        None if added is None else added.data_ptr(),
-        added_stride,
+        None if bias is None else bias.data_ptr(),
         y.data_ptr(),
         threads(),
     )
     check(status, "fb_dense")
+    return y
