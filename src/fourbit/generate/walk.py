@@ -26,6 +26,7 @@ from torch.nn.modules import module as torch_module
 
 from fourbit.generate.cache import Room
 from fourbit.kernels import dispatch, reference
+from fourbit.nn.attention import FusedAttention, FusedRotaryAttention
 from fourbit.nn.linear import QuantLinear
 from fourbit.nn.loss import FusedHead
 from fourbit.nn.mlp import FusedMLP, GatedShape, gated_shape, prove_mlp
@@ -207,7 +208,11 @@ def _attention(module: Any) -> Callable[..., tuple[Tensor, Any]]:
     name = module.config._attn_implementation
     if functions is None or name != "sdpa":
         raise ValueError(f"it attends in a way of its own ({name})")
-    return partial(functions[name], module, dropout=0.0, scaling=module.scaling)
+    scale: float = module.scaling
+    if isinstance(module, FusedAttention | FusedRotaryAttention):
+        operation = dispatch.OPERATIONS["attention"]
+        return lambda q, keys, values, mask: operation(q, keys, values, mask, False, scale)
+    return partial(functions[name], module, dropout=0.0, scaling=scale)
 
 
 def _product(module: Any, example: Tensor) -> Call:
