@@ -53,6 +53,8 @@ def read_records(source: str | os.PathLike[str], *, split: str | None = None, li
         raise InputError(f"The limit is {limit}; at least one record must be read.")
     path = Path(source)
     if path.is_file():
+        if split is not None:
+            raise InputError(f"{source} is one file, which has no split {split!r}; leave the split out.")
         records = _gathered(str(source), [path], limit)
     elif path.is_dir():
         records = _from_folder(path, split, limit)

@@ -48,6 +48,8 @@ def locate(name: str | os.PathLike[str], *, revision: str | None = None, kind: s
     text = os.fspath(name)
     path = Path(text).expanduser()
     if path.is_dir():
+        if revision is not None:
+            raise NotAModel(f"{text} is a folder, which has no revision {revision!r}; leave the revision out.")
         return path
     if path.exists():
         raise NotAModel(f"{text} is a file; a {kind} is a folder, or a name on the Hugging Face hub.")

@@ -34,7 +34,8 @@ def arguments(config: TrainConfig, *, evaluates: bool) -> SFTConfig:
         "num_train_epochs": config.num_train_epochs,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_scheduler_type,
-        "warmup_steps": _whole(config.warmup_steps),
+        # A share is rounded up, and the first step of a warm-up has the rate 0: a run of one step would learn nothing.
+        "warmup_steps": 0 if config.max_steps == 1 and config.warmup_steps < 1 else _whole(config.warmup_steps),
         "optim": config.optim,
         "adam_beta2": config.adam_beta2,
         "weight_decay": config.weight_decay,

@@ -22,6 +22,9 @@ __all__ = ["USUAL_LENGTH", "TrainConfig"]
 USUAL_LENGTH = 512
 """Tokens of an example at most, unless the config or the model says otherwise."""
 
+MOST_SEED = 2**32 - 1
+"""numpy takes no larger one."""
+
 LOSS_ON = ("answers", "all")
 OLD_NAMES = {"warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy"}
 """Names that many recipes still carry, and the ones that transformers has now; the values mean the same."""
@@ -41,14 +44,18 @@ OURS_INSTEAD = {
 
 NOT_POSSIBLE = {
     "dataset_kwargs": "the data is prepared by fourbit",
+    "deepspeed": "several GPUs go by torchrun, one process for each",
     "dataset_text_field": "the fields of the data are recognised",
     "eos_token": "the end of an answer comes from the chat template",
     "eval_packing": "the evaluation data is packed when the training data is",
+    "fsdp": "several GPUs go by torchrun, one process for each",
+    "fsdp_config": "several GPUs go by torchrun, one process for each",
     "label_smoothing_factor": "the loss is computed without the logits",
     "loss_type": "the loss is the cross-entropy of the next token",
     "model_init_kwargs": "the model is loaded by fourbit",
     "pad_token": "padding is masked by its position, so the tokenizer's own token serves",
     "padding_free": "packing does that",
+    "push_to_hub": "`hf upload` takes the output folder when the run has ended",
     "shuffle_dataset": "the data is shuffled anyway, by data_seed",
     "use_liger_kernel": "the kernels are fourbit's own",
 }
@@ -168,6 +175,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise InputError(f"`{name}` is {value}; it must be {least} or more.")
+        for name in ("seed", "data_seed"):
+            if getattr(self, name) > MOST_SEED:
+                raise InputError(f"`{name}` is {getattr(self, name)}; it must be {MOST_SEED} at most.")
         for name in ("learning_rate", "num_train_epochs", "lora_alpha", "save_steps", "logging_steps", "eval_steps"):
             if not getattr(self, name) > 0:
                 raise InputError(f"`{name}` is {getattr(self, name)}; it must be above 0.")
@@ -177,6 +187,10 @@ class TrainConfig:
         if self.activation_offloading and not self.gradient_checkpointing:
             raise InputError(
                 "`activation_offloading` moves what checkpointing keeps; set `gradient_checkpointing`, too."
+            )
+        if self.eval_data is not None and self.eval_size is not None:
+            raise InputError(
+                "`eval_size` takes a part of `data`; with `eval_data`, all of which is taken, leave it out."
             )
         if self.max_steps == 0 or self.max_steps < -1:
             raise InputError(f"`max_steps` is {self.max_steps}; it must be 1 or more, or -1 for num_train_epochs.")

@@ -26,9 +26,11 @@ __all__ = [
     "HISTORY_FILE",
     "METRICS_FILE",
     "REPORT_FILE",
+    "RESULT_KEYS",
     "SAMPLES_FILE",
     "RunFolder",
     "read_marker",
+    "read_metrics",
 ]
 
 MARKER_FILE = "fourbit.json"
@@ -37,6 +39,18 @@ METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.jsonl"
 REPORT_FILE = "report.html"
 SAMPLES_FILE = "samples.json"
+RESULT_KEYS = (
+    "steps",
+    "tokens",
+    "train_loss",
+    "eval_loss",
+    "tokens_per_second",
+    "peak_bytes",
+    "planned_bytes",
+    "resumed_from",
+)
+"""Keys of the metrics that a result repeats."""
+
 _KIND = "training run"
 
 MAY_CHANGE = frozenset(
@@ -69,6 +83,11 @@ _OWN_NAMES = (
     "checkpoint-*",
     ".*.unfinished",
     "runs",  # tensorboard's
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "tokenizer*",
 )
 
 
@@ -87,6 +106,7 @@ class RunFolder:
     checkpoint: Path | None = None
     finished: bool = False
     sentence: str | None = None
+    _foreign: frozenset[str] = frozenset()
 
     @classmethod
     def look(cls, config: TrainConfig, *, resume: bool, overwrite: bool) -> RunFolder:
@@ -137,10 +157,14 @@ class RunFolder:
 
     def begin(self, config: TrainConfig) -> None:
         """Make the folder ours. Whatever can be wrong with the input must have been checked before."""
-        if self.checkpoint is None and self.path.exists():
-            for path in self.path.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.path.mkdir(parents=True, exist_ok=True)
+        marker = read_marker(self.path) or {}
+        # A person's own, beside a run that is taken up: they stay, and are never called ours.
+        self._foreign = frozenset(entry.name for entry in self.path.iterdir() if not _is_ours(entry, marker))
+        if self.checkpoint is None:
+            for path in self.path.iterdir():
+                if path.name not in self._foreign:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         checkpoints.sweep(self.path)
         self._mark(config, finished=False)
         checkpoints.replace_file(self.path / CONFIG_FILE, config.to_yaml())
@@ -154,18 +178,42 @@ class RunFolder:
             "written_by": f"fourbit {__version__}",
             "kind": _KIND,
             "finished": finished,
-            "files": sorted(entry.name for entry in self.path.iterdir()) if finished else [],
+            "files": sorted(self._written()) if finished else [],
             "config": config.to_full_dict(),
         }
         checkpoints.replace_file(self.path / MARKER_FILE, json.dumps(marker, indent=1) + "\n")
+
+    def _written(self) -> set[str]:
+        return {entry.name for entry in self.path.iterdir()} - self._foreign
 
 
 def _check_only_ours(path: Path, marker: dict[str, Any]) -> None:
     """Refuse to replace a folder into which somebody put a file of their own."""
     for entry in sorted(path.iterdir()):
-        ours = entry.name in marker.get("files", ()) or any(fnmatch(entry.name, name) for name in _OWN_NAMES)
-        if not ours:
+        if not _is_ours(entry, marker):
             raise OutputExists(f"{path} holds {entry.name}, which fourbit did not write; choose another output.")
+
+
+def _is_ours(entry: Path, marker: dict[str, Any]) -> bool:
+    return entry.name in marker.get("files", ()) or any(fnmatch(entry.name, name) for name in _OWN_NAMES)
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """The metrics of a finished run.
+
+    Raises:
+        InputError: they are missing or damaged.
+    """
+    try:
+        metrics = json.loads((path / METRICS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        metrics = None
+    if not isinstance(metrics, dict) or not metrics.keys() >= set(RESULT_KEYS):
+        raise InputError(
+            f"The run in {path} finished, but its {METRICS_FILE} is missing or damaged; start anew with --overwrite, or"
+            " choose another output."
+        )
+    return metrics
 
 
 def read_marker(path: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -72,6 +73,8 @@ def _adapt(model: Any, config: TrainConfig) -> PeftModel:
     targets = config.target_modules
     if isinstance(targets, str) and "," in targets:
         targets = [name.strip() for name in targets.split(",")]
+    if not targets:
+        raise InputError("`target_modules` is empty; give `all-linear`, or names such as [q_proj, v_proj].")
     settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_r,
@@ -83,7 +86,7 @@ def _adapt(model: Any, config: TrainConfig) -> PeftModel:
     try:
         adapted: PeftModel = get_peft_model(model, settings)
     except ValueError as error:
-        if "arget modules" not in str(error):
+        if not re.search("target.modules", str(error), flags=re.IGNORECASE):
             raise
         raise InputError(
             f"No module of this {type(model).__name__} is named as `target_modules` {config.target_modules!r} asks;"

@@ -14,7 +14,15 @@ from fourbit.errors import InputError
 from fourbit.train import checkpoints
 from fourbit.train.config import TrainConfig
 from fourbit.train.events import Event, OnEvent, Said
-from fourbit.train.folder import HISTORY_FILE, METRICS_FILE, REPORT_FILE, SAMPLES_FILE, RunFolder
+from fourbit.train.folder import (
+    HISTORY_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    RESULT_KEYS,
+    SAMPLES_FILE,
+    RunFolder,
+    read_metrics,
+)
 from fourbit.train.interrupt import stopping_on_signals
 
 if TYPE_CHECKING:
@@ -64,18 +72,6 @@ class TrainResult:
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
 
 
-RESULT_KEYS = (
-    "steps",
-    "tokens",
-    "train_loss",
-    "eval_loss",
-    "tokens_per_second",
-    "peak_bytes",
-    "planned_bytes",
-    "resumed_from",
-)
-
-
 def train(
     config: TrainConfig, *, resume: bool = False, overwrite: bool = False, on_event: OnEvent | None = None
 ) -> TrainResult:
@@ -103,8 +99,7 @@ def train(
     if folder.sentence:
         tell(Said(folder.sentence))
     if folder.finished:
-        metrics = json.loads((folder.path / METRICS_FILE).read_text(encoding="utf-8"))
-        return _result(folder.path, metrics, finished=True)
+        return _result(folder.path, read_metrics(folder.path), finished=True)
     from fourbit.train.material import open_material
 
     material = open_material(config, on_event=tell)
@@ -178,10 +173,12 @@ class _Run:
                     "Several GPUs are visible to one process; show it one with CUDA_VISIBLE_DEVICES=0, or start one"
                     " process for each with torchrun."
                 ) from error
-            # A tracker that is unknown or not installed.
-            if "nstall" not in str(error) and " is not supported, only " not in str(error):
+            sentence = " ".join(str(error).split())
+            if "nstall" in sentence or " is not supported, only " in sentence:
+                raise InputError(f"`report_to` cannot be used: {sentence}") from error  # an unknown tracker, say
+            if isinstance(error, RuntimeError):
                 raise
-            raise InputError(f"`report_to` cannot be used: {' '.join(str(error).split())}") from error
+            raise InputError(f"The training cannot be set up so: {sentence}") from error
 
     def _train(self, trainer: FourbitTrainer) -> None:
         checkpoint = self.folder.checkpoint

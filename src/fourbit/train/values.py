@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -32,6 +33,8 @@ def coerce(value: Any, hint: Any, key: str) -> Any:
         InputError: it is of another type.
     """
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if value is False and any(isinstance(option, type) and issubclass(option, Enum) for option in options):
+        value = "no"  # as it stands in the file: `save_strategy: no`, which YAML takes for false
     for exact in (True, False):
         for option in options:
             found, result = _convert(value, option, exact)

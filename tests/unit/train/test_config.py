@@ -95,6 +95,11 @@ def test_quantization() -> None:
         ({"dtype": "int8"}, "`dtype` is 'int8'; it must be one of float32, bfloat16, float16"),
         ({"format": "nf5"}, "nf5"),
         ({"format": "none", "block_size": 64}, "none quantizes nothing"),
+        ({"seed": 2**32}, "`seed` is 4294967296; it must be 4294967295 at most"),
+        ({"data_seed": 2**64}, "`data_seed` is 18446744073709551616; it must be 4294967295 at most"),
+        ({"eval_data": "held.jsonl", "eval_size": 3}, "`eval_size` takes a part of `data`"),
+        ({"fsdp": "full_shard"}, "`fsdp`, which is not possible here: several GPUs go by torchrun"),
+        ({"push_to_hub": True}, "`push_to_hub`, which is not possible here"),
         ({"block_size": 60}, "60"),
         ({"max_length": 1}, "`max_length` is 1; it must be 2 or more"),
         ({"target_modules": [1]}, "`target_modules` is .* it must be a text or a list"),
@@ -144,3 +149,9 @@ def test_pairs_that_are_none(pair: str, message: str) -> None:
 def test_a_key_given_twice() -> None:
     with pytest.raises(InputError, match="`a` is given twice"):
         parse_pairs(["a=1", "a=2"])
+
+
+def test_a_bare_no_is_a_word_where_a_word_is_asked_for() -> None:
+    """YAML reads `save_strategy: no`, as recipes have it, as false."""
+    config = TrainConfig.from_mapping({"model": "m", "data": "d", "output": "o", "save_strategy": False})
+    assert config.extra["save_strategy"] == "no"

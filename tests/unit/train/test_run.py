@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -295,6 +296,10 @@ def test_training_goes_on_with_an_adapter(make_config: MakeConfig, tmp_path: Pat
     [
         ({"max_length": 129}, r"`max_length` is 129, and .* was made for 128 tokens; give 128 or less"),
         ({"target_modules": ["q_prj"]}, r"No module of this .* is named as `target_modules` \['q_prj'\] asks"),
+        ({"target_modules": []}, "`target_modules` is empty; give `all-linear`"),
+        ({"target_modules": ["lm_head"]}, "The training cannot be set up so: "),
+        ({"revision": "v1"}, "is a folder, which has no revision 'v1'"),
+        ({"split": "test"}, "is one file, which has no split 'test'"),
         ({"model": "no/such/model/here"}, "There is no folder no/such/model/here"),
         ({"optim": "adamw_torch_fussed"}, "The training cannot be set up so: .*adamw_torch_fussed"),
         ({"report_to": "tensorbord"}, "`report_to` cannot be used: .*tensorbord"),
@@ -318,3 +323,37 @@ def test_the_adapter_of_another_model_is_refused(make_config: MakeConfig, tmp_pa
     with pytest.raises(InputError, match="is for another model"):
         train(make_config(adapter=str(first.output)).with_(output=str(tmp_path / "second")))
     assert not (tmp_path / "second").exists()
+
+
+def test_a_run_of_one_step_learns_and_keeps_no_checkpoint_on_request(make_config: MakeConfig) -> None:
+    """A warm-up of a share would be that one step, at the rate 0."""
+    result = train(make_config(max_steps=1, extra={"save_strategy": "no"}))
+    assert not list(result.output.glob("checkpoint-*"))
+    assert any(tensor.abs().max() > 0 for name, tensor in adapter_of(result).items() if "lora_B" in name)
+
+
+def test_a_persons_own_files_beside_a_run_without_a_checkpoint(make_config: MakeConfig) -> None:
+    config = make_config(max_steps=2)
+    output = train(config).output
+    for checkpoint in output.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    marker = json.loads((output / "fourbit.json").read_text())
+    (output / "fourbit.json").write_text(json.dumps({**marker, "finished": False}))
+    (output / "thesis.md").write_text("mine")
+    (output / "notes").mkdir()
+    (output / "notes" / "more.txt").write_text("mine")
+    assert train(config, resume=True).steps == 2
+    assert (output / "thesis.md").read_text() == (output / "notes" / "more.txt").read_text() == "mine"
+    with pytest.raises(OutputExists, match=r"holds notes, which fourbit did not write"):
+        train(config, overwrite=True)
+
+
+@pytest.mark.parametrize("held", ["{}", "[]", "{", None])
+def test_a_finished_run_whose_metrics_are_damaged(held: str | None, make_config: MakeConfig) -> None:
+    config = make_config(max_steps=2)
+    path = train(config).output / "metrics.json"
+    path.unlink()
+    if held is not None:
+        path.write_text(held)
+    with pytest.raises(InputError, match=r"metrics\.json is missing or damaged; start anew with --overwrite"):
+        train(config, resume=True)
