@@ -15,6 +15,7 @@ __all__ = [
     "NonFiniteWeight",
     "NotAModel",
     "OutputExists",
+    "RunExists",
     "UnknownFormat",
     "UnsupportedDtype",
 ]
@@ -54,6 +55,10 @@ class AdapterMismatch(InputError):
 
 class OutputExists(InputError):
     """An output path that holds something we did not write."""
+
+
+class RunExists(OutputExists):
+    """An output that holds a run of ours, which can be gone on with."""
 
 
 class MissingExtra(InputError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from fourbit.cli import output
 from fourbit.cli.errors import Interrupted
-from fourbit.errors import InputError
+from fourbit.errors import InputError, RunExists
 from fourbit.words import size
 
 if TYPE_CHECKING:
@@ -62,12 +63,25 @@ def train(
             return
         from fourbit.train import train as run
 
-        with Watcher() as watcher:
-            result = run(config, resume=resume, overwrite=overwrite, on_event=watcher)
+        try:
+            with Watcher() as watcher:
+                result = run(config, resume=resume, overwrite=overwrite, on_event=watcher)
+        except RunExists:
+            if not _wants_to_go_on(config.output):
+                raise
+            with Watcher() as watcher:
+                result = run(config, resume=True, on_event=watcher)
         if not result.finished:
             again = f"fourbit train --output {shlex.quote(config.output)} --resume"
             raise Interrupted(f"Stopped after step {result.steps}; `{again}` goes on from there.")
         show(result.metrics, lambda: output.facts(str(result.output), _facts(result)))
+
+
+def _wants_to_go_on(folder: str) -> bool:
+    """Ask whoever sits at the terminal; where nobody does, the answer is no."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    return typer.confirm(f"{folder} holds a training run already. Go on with it?", default=True, err=True)
 
 
 def _read(arguments: list[str], flags: dict[str, str | None], *, resume: bool) -> TrainConfig:
@@ -113,6 +127,8 @@ def _facts(result: TrainResult) -> dict[str, str]:
 
 
 def _outline_facts(keys: dict[str, Any]) -> dict[str, str]:
+    if keys["finished"]:
+        return {"steps": "none; the run there finished already"}
     held_out = f", {keys['eval_examples']:,} held out" if keys["eval_examples"] else ""
     dropped = f", {keys['dropped_records']:,} records dropped" if keys["dropped_records"] else ""
     return {

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourbit.data.templates import ensure_chat_template
 from fourbit.generate.answers import context_length
 from fourbit.models.architecture import read_config
-from fourbit.models.folders import locate
 from fourbit.models.origin import ModelOrigin
 from fourbit.models.prepare import fuse_modules
 from fourbit.models.tokenizer import VOCABULARY_FILES, load_tokenizer
@@ -21,8 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["Loaded", "Origin", "load_for_generation"]
-
-_SAMPLED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -91,8 +86,8 @@ class Origin(ModelOrigin):
         Raises:
             NotAModel: there is none, or no model. BrokenCheckpoint: it cannot be read. InputError: an unknown template.
         """
-        read_config(self._folder(), trust_remote_code=self.trust_remote_code)  # an adapter, say, has a tokenizer too
-        adapter = self._adapter_folder()
+        read_config(self.folder(), trust_remote_code=self.trust_remote_code)  # an adapter, say, has a tokenizer too
+        adapter = self.adapter_folder()
         if adapter is not None and any(found for name in VOCABULARY_FILES for found in adapter.glob(name)):
             tokenizer = load_tokenizer(adapter, trust_remote_code=self.trust_remote_code)
         else:
@@ -106,34 +101,4 @@ class Origin(ModelOrigin):
         Raises:
             NotAModel, BrokenCheckpoint.
         """
-        return context_length(read_config(self._folder(), trust_remote_code=self.trust_remote_code))
-
-    def fingerprints(self) -> dict[str, str | None]:
-        """Of the files of the model and of the adapter: other weights give others.
-
-        Files beyond some megabytes are sampled, so that it takes no time.
-        """
-        adapter = self._adapter_folder()
-        return {
-            "model_files": _fingerprint(self._folder()),
-            "adapter_files": None if adapter is None else _fingerprint(adapter),
-        }
-
-    def _folder(self) -> Path:
-        return locate(self.model, revision=self.revision)
-
-    def _adapter_folder(self) -> Path | None:
-        return None if self.adapter is None else locate(self.adapter, kind="adapter")
-
-
-def _fingerprint(folder: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    names = {path for pattern in ("*.safetensors", "*config.json", "tokenizer*") for path in folder.glob(pattern)}
-    for path in sorted(path for path in names if path.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            for place in sorted({0, size // 4, size // 2, max(0, size - _SAMPLED_BYTES)}):
-                file.seek(place)
-                digest.update(file.read(_SAMPLED_BYTES))
-    return digest.hexdigest()
+        return context_length(read_config(self.folder(), trust_remote_code=self.trust_remote_code))

@@ -33,6 +33,8 @@ _DISK_PROBLEMS = {
     errno.EPERM: "there is no permission to write there",
 }
 
+_SIGNS_OF_A_FULL_DISK = ("No space left", "PytorchStreamWriter failed writing", "inline_container.cc")
+
 
 def locate(name: str | os.PathLike[str], *, revision: str | None = None, kind: str = "model") -> Path:
     """The local folder of a model or adapter, downloaded first where it is a name on the Hugging Face hub.
@@ -134,10 +136,10 @@ def new_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
             sync(path)
         _take_place(folder, output)
     except OSError as error:
-        if error.errno not in _DISK_PROBLEMS:
+        if disk_problem(error) is None:
             raise
         raise InputError(
-            f"{output} could not be written: {_DISK_PROBLEMS[error.errno]}. Nothing is left of it."
+            f"{output} could not be written: {name_disk_problem(error)}. Nothing is left of it."
         ) from error
     finally:
         if folder is not None:
@@ -170,6 +172,23 @@ def _take_place(folder: Path, output: Path) -> None:
     sync(output.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def disk_problem(error: BaseException) -> OSError | None:
+    """The error of the disk behind an exception, where it is one that a user can mend; None for any other.
+
+    safetensors and torch report a full disk by exceptions of their own.
+    """
+    if isinstance(error, OSError):
+        return error if error.errno in _DISK_PROBLEMS else None
+    if any(sign in str(error) for sign in _SIGNS_OF_A_FULL_DISK):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None
+
+
+def name_disk_problem(error: OSError) -> str:
+    """What `disk_problem` found, in words: "the disk is full"."""
+    return _DISK_PROBLEMS[error.errno or errno.ENOSPC]
 
 
 def sync(path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fourbit.errors import InputError
+from fourbit.models.folders import locate
 from fourbit.models.loading import load
 from fourbit.models.unquantized import load_unquantized
 from fourbit.nn import QuantLinear
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["ModelOrigin"]
+
+_SAMPLED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,3 +90,43 @@ class ModelOrigin:
             held = next(module.config for module in model.modules() if isinstance(module, QuantLinear))
             used = {"format": held.format, "block_size": held.block_size, "double_quant": held.double_quant}
         return used | {"dtype": self.compute_dtype}
+
+    def folder(self) -> Path:
+        """Where the model's files lie.
+
+        Raises:
+            NotAModel: there are none.
+        """
+        return locate(self.model, revision=self.revision)
+
+    def adapter_folder(self) -> Path | None:
+        """Where the adapter's files lie; None without one.
+
+        Raises:
+            NotAModel: there are none.
+        """
+        return None if self.adapter is None else locate(self.adapter, kind="adapter")
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """Of the files of the model and of the adapter: other weights give others, another place does not.
+
+        Files beyond some megabytes are sampled, so that it takes no time.
+        """
+        adapter = self.adapter_folder()
+        return {
+            "model_files": _fingerprint(self.folder()),
+            "adapter_files": None if adapter is None else _fingerprint(adapter),
+        }
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    names = {path for pattern in ("*.safetensors", "*config.json", "tokenizer*") for path in folder.glob(pattern)}
+    for path in sorted(path for path in names if path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            for place in sorted({0, size // 4, size // 2, max(0, size - _SAMPLED_BYTES)}):
+                file.seek(place)
+                digest.update(file.read(_SAMPLED_BYTES))
+    return digest.hexdigest()

@@ -8,7 +8,6 @@ several, there is no such key; a folder of that kind is loaded in 4 bits as a wh
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from torch import Tensor
 from fourbit.errors import InputError, NonFiniteWeight
 from fourbit.formats import NESTED_BLOCK_SIZE, block_count, packed_size
 from fourbit.models.checkpoint import INDEX_FILE, PICKLES, Checkpoint, Entry
-from fourbit.models.folders import CONFIG_FILE, MANIFEST_FILE, check_output, locate, new_folder
+from fourbit.models.folders import CONFIG_FILE, MANIFEST_FILE, check_output, disk_problem, locate, new_folder
 from fourbit.models.loading import DTYPES, Source, load_folder, open_folder, outline, parameter_keys
 from fourbit.models.process import peak_resident_bytes
 from fourbit.models.reading import Reader
@@ -252,9 +251,10 @@ def _load_and_save(plan: _Plan, folder: Path, *, trust_remote_code: bool) -> int
     try:
         model.save_pretrained(folder)
     except SafetensorError as error:
-        if "No space left" not in str(error):
+        problem = disk_problem(error)
+        if problem is None:
             raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise problem from error
     return Checkpoint.open(folder).nbytes
 
 

@@ -10,7 +10,7 @@ from trl import SFTConfig
 from fourbit.errors import InputError
 from fourbit.train.config import USUAL_LENGTH, TrainConfig
 
-__all__ = ["arguments"]
+__all__ = ["arguments", "check_trackers"]
 
 PACKED_MULTIPLE = 64
 """Packed rows are padded to a multiple of so many tokens; see `_multiple`."""
@@ -61,6 +61,21 @@ def arguments(config: TrainConfig, *, evaluates: bool) -> SFTConfig:
         return SFTConfig(**{**given, **steps, **config.extra})
     except (TypeError, ValueError) as error:
         raise InputError(f"The training cannot be set up so: {_first_line(error)}") from error
+
+
+def check_trackers(told: SFTConfig) -> None:
+    """See that what `report_to` names can be used.
+
+    Raises:
+        InputError: it is unknown or not installed.
+    """
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    try:
+        for tracker in get_reporting_integration_callbacks(told.report_to):
+            tracker()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise InputError(f"`report_to` cannot be used: {_first_line(error)}") from error
 
 
 def _multiple(max_length: int) -> int:

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fourbit.models.folders import sync
+from fourbit.models.folders import disk_problem, sync
 
 __all__ = [
+    "find_fault",
     "find_newest",
     "forget_old",
-    "is_complete",
     "list_checkpoints",
     "replace_file",
     "step_of",
@@ -35,11 +35,15 @@ _UNFINISHED = ".unfinished"
 
 @contextmanager
 def writing(folder: Path) -> Iterator[Path]:
-    """A folder to write a checkpoint into, which becomes `folder` when the block ends well and vanishes otherwise."""
+    """A folder to write a checkpoint into, which becomes `folder` when the block ends well and vanishes otherwise.
+
+    Raises:
+        OSError: the disk takes no more, whichever library found out.
+    """
     unfinished = folder.with_name(f".{folder.name}{_UNFINISHED}")
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     try:
+        unfinished.mkdir(parents=True)
         yield unfinished
         files = sorted(path for path in unfinished.rglob("*") if path.is_file())
         manifest = {str(path.relative_to(unfinished)): _describe(path) for path in files}
@@ -49,13 +53,28 @@ def writing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)  # of the same step, from before the run was taken up again
         unfinished.rename(folder)
         sync(folder.parent)
+    except Exception as error:
+        problem = disk_problem(error)
+        if problem is None or problem is error:
+            raise
+        raise problem from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def find_newest(output: Path) -> Path | None:
-    """The complete checkpoint of the latest step; None if there is none."""
-    return next((path for path in reversed(list_checkpoints(output)) if is_complete(path)), None)
+def find_newest(output: Path) -> tuple[Path | None, list[str]]:
+    """The complete checkpoint of the latest step, and what is wrong with the later ones.
+
+    Returns:
+        None if there is none, and for each that is damaged the beginning of a sentence.
+    """
+    damaged: list[str] = []
+    for path in reversed(list_checkpoints(output)):
+        fault = find_fault(path)
+        if fault is None:
+            return path, damaged
+        damaged.append(f"{path.name} is damaged ({fault})")
+    return None, damaged
 
 
 def list_checkpoints(output: Path) -> list[Path]:
@@ -71,16 +90,29 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1])
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Whether every file is there and has the size and hash that the manifest names."""
+def find_fault(checkpoint: Path) -> str | None:
+    """Which file is missing or has not the size or hash that the manifest names; None if all is well."""
     try:
         manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
-        return bool(manifest) and all(
-            (checkpoint / name).stat().st_size == expected["size_bytes"] and _describe(checkpoint / name) == expected
-            for name, expected in manifest.items()
-        )
+        expected = {name: (entry["size_bytes"], entry["sha256"]) for name, entry in manifest.items()}
+    except FileNotFoundError:
+        return f"{MANIFEST_FILE} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        expected = {}
+    if not expected:
+        return f"{MANIFEST_FILE} cannot be read"
+    for name, (size, digest) in expected.items():
+        try:
+            found = (checkpoint / name).stat().st_size
+            if found != size:
+                return f"{name} has {found:,} bytes in place of {size:,}"
+            if _describe(checkpoint / name)["sha256"] != digest:
+                return f"{name} has changed since it was written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+    return None
 
 
 def forget_old(output: Path, *, keep: int | None, best: str | None) -> None:

@@ -44,12 +44,12 @@ OURS_INSTEAD = {
 
 NOT_POSSIBLE = {
     "dataset_kwargs": "the data is prepared by fourbit",
-    "deepspeed": "several GPUs go by torchrun, one process for each",
+    "deepspeed": "a run takes one process and one GPU",
     "dataset_text_field": "the fields of the data are recognised",
     "eos_token": "the end of an answer comes from the chat template",
     "eval_packing": "the evaluation data is packed when the training data is",
-    "fsdp": "several GPUs go by torchrun, one process for each",
-    "fsdp_config": "several GPUs go by torchrun, one process for each",
+    "fsdp": "a run takes one process and one GPU",
+    "fsdp_config": "a run takes one process and one GPU",
     "label_smoothing_factor": "the loss is computed without the logits",
     "loss_type": "the loss is the cross-entropy of the next token",
     "model_init_kwargs": "the model is loaded by fourbit",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fourbit.data.prepare import prepare_data
 from fourbit.data.templates import ensure_chat_template, ensure_pad_token
 from fourbit.errors import InputError, MissingExtra
 from fourbit.models.architecture import read_config
 from fourbit.models.folders import locate
+from fourbit.models.origin import ModelOrigin
 from fourbit.models.tokenizer import VOCABULARY_FILES, load_tokenizer
 from fourbit.train.config import USUAL_LENGTH, TrainConfig
 from fourbit.train.events import OnEvent, Said
@@ -59,11 +61,20 @@ class Material:
         """What it evaluates on."""
         return self.evaluation if self.packed_evaluation is None else self.packed_evaluation
 
-    def steps(self, config: TrainConfig, *, processes: int = 1) -> int:
+    def contents(self, config: TrainConfig) -> dict[str, str | None]:
+        """A hash of each thing that the run learns from, and None of what it has not; see `folder.CONTENTS`.
+
+        A model or file that only lies elsewhere gives the same.
+        """
+        origin = ModelOrigin(model=config.model, adapter=config.adapter, revision=config.revision)
+        evaluation = None if self.evaluation is None else _hash(self.evaluation)
+        return {**origin.fingerprints(), "examples": _hash(self.train), "eval_examples": evaluation}
+
+    def steps(self, config: TrainConfig) -> int:
         """Optimizer steps of the whole run, as the Trainer counts them."""
         if config.max_steps > 0:
             return config.max_steps
-        batches = math.ceil(len(self.rows) / (config.per_device_train_batch_size * processes))
+        batches = math.ceil(len(self.rows) / config.per_device_train_batch_size)
         return math.ceil(config.num_train_epochs * max(1, math.ceil(batches / config.gradient_accumulation_steps)))
 
 
@@ -140,6 +151,17 @@ def _settle_length(config: TrainConfig) -> int:
             " less."
         )
     return config.max_length
+
+
+def _hash(rows: Dataset) -> str:
+    """Of the tokens and labels, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for table in rows.with_format("arrow").iter(batch_size=1024):
+        for name in ("input_ids", "labels"):
+            lists = cast(Any, table).column(name).combine_chunks()
+            for array in (lists.value_lengths(), lists.flatten()):
+                digest.update(array.to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()
 
 
 def _pack(data: Dataset, max_length: int) -> Dataset:

@@ -38,6 +38,7 @@ def load_trainable(config: TrainConfig) -> PeftModel:
         prepare(adapted, gradient_checkpointing=checkpointing)
     else:
         adapted = _adapt(prepare(model, gradient_checkpointing=checkpointing), config)
+    _check_head(adapted)
     dtype = getattr(torch, config.adapter_dtype)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -64,6 +65,15 @@ def _check_shape(config: TrainConfig, settings: Any) -> None:
         has, asked = getattr(settings, name, None), getattr(config, key)
         if asked not in (has, TrainConfig.__dataclass_fields__[key].default):
             raise InputError(f"`{key}` is {asked}, and the adapter {config.adapter} has {has}; leave `{key}` out.")
+
+
+def _check_head(adapted: PeftModel) -> None:
+    """Refuse an adapter on the output layer, which trl's trainer does not train."""
+    model: Any = adapted.get_base_model()
+    head = model.get_output_embeddings()
+    if any(parameter.requires_grad for parameter in head.parameters()):
+        name = next(name for name, module in model.named_modules() if module is head)
+        raise InputError(f"The adapter is on the output layer, {name}, which cannot be trained here; leave it out.")
 
 
 def _adapt(model: Any, config: TrainConfig) -> PeftModel:

@@ -7,9 +7,8 @@ from typing import Any
 from fourbit.nn.loss import IGNORE
 from fourbit.train.config import TrainConfig
 from fourbit.train.events import OnEvent
-from fourbit.train.folder import RunFolder
-from fourbit.train.material import open_material
 from fourbit.train.model import count_parameters, load_trainable
+from fourbit.train.run import look
 
 __all__ = ["outline_run"]
 
@@ -20,14 +19,16 @@ def outline_run(config: TrainConfig, *, resume: bool, overwrite: bool, on_event:
     Raises:
         InputError: what `train` would raise before its first step.
     """
-    RunFolder.look(config, resume=resume, overwrite=overwrite)
-    material = open_material(config, on_event=on_event)
+    config, _, material = look(config, resume=resume, overwrite=overwrite, on_event=on_event)
+    if material is None:
+        return {"output": config.output, "dry_run": True, "finished": True, "steps": 0, "config": config.to_full_dict()}
     trainable, parameters = count_parameters(load_trainable(config))
     lengths = [len(ids) for ids in material.train["input_ids"]]
     labelled = sum(label != IGNORE for labels in material.train["labels"] for label in labels[1:])
     return {
         "output": config.output,
         "dry_run": True,
+        "finished": False,
         "examples": len(lengths),
         "eval_examples": 0 if material.evaluation is None else len(material.evaluation),
         "dropped_records": material.dropped,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourbit.errors import InputError
+from fourbit.models.folders import disk_problem, name_disk_problem
 from fourbit.train import checkpoints
 from fourbit.train.config import TrainConfig
 from fourbit.train.events import Event, OnEvent, Said
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from fourbit.train.samples import Sample
     from fourbit.train.trainer import FourbitTrainer
 
-__all__ = ["TrainResult", "train"]
+__all__ = ["TrainResult", "look", "train"]
 
 
 @dataclass(frozen=True)
@@ -89,21 +91,65 @@ def train(
         InputError: a fault in the config, the model, the data or the output; nothing is written then. The loss became
             infinite or no number; the checkpoints before that remain.
     """
+    tell = on_event or _say_nothing
+    config, folder, material = look(config, resume=resume, overwrite=overwrite, on_event=tell)
+    if material is None:
+        return _result(folder.path, read_metrics(folder.path), finished=True)
+    try:
+        return _Run(config, folder, material, tell).go()
+    except OSError as error:
+        if disk_problem(error) is None:
+            raise
+        left = checkpoints.list_checkpoints(folder.path)
+        hint = f" {left[-1].name} remains, and --resume goes on from it once that is mended." if left else ""
+        raise InputError(f"{folder.path} could not be written: {name_disk_problem(error)}.{hint}") from error
+    finally:
+        folder.leave()
+
+
+def look(
+    config: TrainConfig, *, resume: bool, overwrite: bool, on_event: OnEvent
+) -> tuple[TrainConfig, RunFolder, Material | None]:
+    """Read and check all that a run takes except its model, and touch nothing.
+
+    Returns:
+        the config as this machine can follow it, the output, and what to train on; None for a run that has finished.
+
+    Raises:
+        InputError: see `train`.
+    """
     from fourbit.train.precision import settle_precision
 
-    tell = on_event or _say_nothing
+    _check_processes()
     config, instead = settle_precision(config)
     if instead:
-        tell(Said(instead))
+        on_event(Said(instead))
     folder = RunFolder.look(config, resume=resume, overwrite=overwrite)
     if folder.sentence:
-        tell(Said(folder.sentence))
+        on_event(Said(folder.sentence))
     if folder.finished:
-        return _result(folder.path, read_metrics(folder.path), finished=True)
+        return config, folder, None
+    from fourbit.train.arguments import arguments, check_trackers
     from fourbit.train.material import open_material
 
-    material = open_material(config, on_event=tell)
-    return _Run(config, folder, material, tell).go()
+    material = open_material(config, on_event=on_event)
+    folder.check_contents(material.contents(config))
+    check_trackers(arguments(config, evaluates=material.evaluation is not None))
+    return config, folder, material
+
+
+def _check_processes() -> None:
+    """Refuse to be one of several processes, which would write into one folder.
+
+    Raises:
+        InputError.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise InputError(
+            f"A run takes one process and one GPU, and this is one of {processes} (WORLD_SIZE); start it without"
+            " torchrun or accelerate."
+        )
 
 
 def _say_nothing(event: Event) -> None:
@@ -120,6 +166,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, folder: RunFolder, material: Material, tell: OnEvent) -> None:
         self.config, self.folder, self.material, self.tell = config, folder, material, tell
+        self.asked = config  # whoever takes the run up asks for the same
         self.samples: list[Sample] = []
         self.started = time.perf_counter()
 
@@ -135,7 +182,7 @@ class _Run:
         self.tell(Said(self._what_is_trained()))
         with stopping_on_signals(self._say_stopping) as stop:
             trainer = self._make_trainer(model, stop)
-            self.folder.begin(self.config)
+            self.folder.begin(self.asked)
             self._ask_before(model)
             self._train(trainer)
             self._evaluate_last(trainer, stop)
@@ -170,14 +217,11 @@ class _Run:
         except (ImportError, RuntimeError, ValueError) as error:
             if "DataParallel" in str(error):
                 raise InputError(
-                    "Several GPUs are visible to one process; show it one with CUDA_VISIBLE_DEVICES=0, or start one"
-                    " process for each with torchrun."
+                    "Several GPUs are visible, and a run takes one; show it one with CUDA_VISIBLE_DEVICES=0."
                 ) from error
-            sentence = " ".join(str(error).split())
-            if "nstall" in sentence or " is not supported, only " in sentence:
-                raise InputError(f"`report_to` cannot be used: {sentence}") from error  # an unknown tracker, say
             if isinstance(error, RuntimeError):
                 raise
+            sentence = " ".join(str(error).split())
             raise InputError(f"The training cannot be set up so: {sentence}") from error
 
     def _train(self, trainer: FourbitTrainer) -> None:
@@ -186,7 +230,7 @@ class _Run:
             trainer.train()
             return
         trainer.take_up(checkpoint)
-        if checkpoints.step_of(checkpoint) >= self.material.steps(self.config, processes=trainer.args.world_size):
+        if checkpoints.step_of(checkpoint) >= self.material.steps(self.config):
             trainer.restore(checkpoint)  # it was stopped between its last step and its report
             return
         trainer.train(resume_from_checkpoint=str(checkpoint))
@@ -249,7 +293,7 @@ class _Run:
         self._write(HISTORY_FILE, to_jsonl(rows))
         self._write(REPORT_FILE, write_report(metrics, rows, self.samples, self.material.sentences))
         self._write(METRICS_FILE, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-        self.folder.finish(self.config)
+        self.folder.finish(self.asked)
         tokenizer = self.material.tokenizer
         return _result(self.folder.path, metrics, finished=True, model=model, tokenizer=tokenizer)
 

@@ -27,11 +27,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
 from fourbit.errors import InputError
+from fourbit.models.folders import disk_problem, name_disk_problem
 from fourbit.nn.loss import IGNORE
 from fourbit.train import checkpoints
 from fourbit.train.arguments import arguments
 from fourbit.train.config import TrainConfig
-from fourbit.train.events import Evaluated, OnEvent, Saved, Stepped
+from fourbit.train.events import Evaluated, OnEvent, Said, Saved, Stepped
 from fourbit.train.interrupt import Stop
 from fourbit.train.order import EpochSampler
 from fourbit.train.progress import Meter, memory_bytes, peak_bytes
@@ -230,26 +231,32 @@ class FourbitTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not followed
         output = Path(self.args.output_dir)
         step = self.state.global_step
         final = output / f"checkpoint-{step}"
-        if self.args.world_size > 1:  # every process writes its part: the name is given once all have
-            Trainer._save_checkpoint(self, model, trial)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with checkpoints.writing(final) as unfinished:
+                self._write_checkpoint(model, trial, unfinished, final)
+        except OSError as error:
+            if disk_problem(error) is None or self.stop.requested:
+                raise
+            why = f"The checkpoint after step {step} could not be written: {name_disk_problem(error)}."
+            self.on_event(Said(f"{why} The run goes on, and tries again at the next one."))
             return
-        with checkpoints.writing(final) as unfinished:
-            limit, self.args.save_total_limit = self.args.save_total_limit, None
-            self.args.output_dir = str(unfinished)
-            try:
-                Trainer._save_checkpoint(self, model, trial)  # SFTTrainer would write a model card as well
-            finally:
-                self.args.output_dir, self.args.save_total_limit = str(output), limit
-            written = unfinished / final.name
-            if self.state.best_global_step is not None:  # it was looked for in the unfinished folder
-                self.state.best_model_checkpoint = str(output / f"checkpoint-{self.state.best_global_step}")
-                self.state.save_to_json(str(written / TRAINER_STATE_NAME))
-            self.meter.save(written / METER_FILE)
-            for path in written.iterdir():
-                path.rename(unfinished / path.name)
-            written.rmdir()
+        finally:
+            self.args.output_dir, self.args.save_total_limit = str(output), limit
         checkpoints.forget_old(output, keep=limit, best=self.state.best_model_checkpoint)
         self.on_event(Saved(step, final))
+
+    def _write_checkpoint(self, model: nn.Module, trial: Any, unfinished: Path, final: Path) -> None:
+        self.args.output_dir = str(unfinished)
+        Trainer._save_checkpoint(self, model, trial)  # SFTTrainer would write a model card as well
+        written = unfinished / final.name
+        if self.state.best_global_step is not None:  # it was looked for in the unfinished folder
+            self.state.best_model_checkpoint = str(final.with_name(f"checkpoint-{self.state.best_global_step}"))
+            self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+        self.meter.save(written / METER_FILE)
+        for path in written.iterdir():
+            path.rename(unfinished / path.name)
+        written.rmdir()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The adapter; neither a pickle of the arguments, nor a model card with nothing in it."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING
 from enum import Enum
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fourbit.errors import InputError, MissingExtra
 
-__all__ = ["coerce", "one_of", "parse_pairs", "read_yaml", "sft_fields", "write_yaml"]
+__all__ = ["coerce", "one_of", "parse_pairs", "read_yaml", "sft_default", "sft_fields", "write_yaml"]
 
 NOT_INSTALLED = "Training needs trl and datasets; install them with `pip install 'fourbit[train]'`."
 
@@ -157,3 +158,15 @@ def sft_fields() -> dict[str, Any]:
     except (NameError, TypeError):  # an annotation that only a type checker can follow
         hints = {}
     return {name: hints.get(name, Any) for name, item in SFTConfig.__dataclass_fields__.items() if item.init}
+
+
+def sft_default(key: str) -> Any:
+    """What a field of `SFTConfig` is where nothing is said; None for one that it has no longer."""
+    from trl import SFTConfig
+
+    item = SFTConfig.__dataclass_fields__.get(key)
+    if item is None:
+        return None
+    if item.default_factory is not MISSING:
+        return item.default_factory()
+    return None if item.default is MISSING else item.default

@@ -19,10 +19,10 @@ def write(output: Path, step: int) -> Path:
 
 
 def test_the_newest_one_is_found(tmp_path: Path) -> None:
-    assert checkpoints.find_newest(tmp_path) is None
+    assert checkpoints.find_newest(tmp_path) == (None, [])
     for step in (9, 10, 2):
         write(tmp_path, step)
-    newest = checkpoints.find_newest(tmp_path)
+    newest, _ = checkpoints.find_newest(tmp_path)
     assert newest is not None
     assert checkpoints.step_of(newest) == 10
     assert [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(tmp_path)] == [2, 9, 10]
@@ -43,8 +43,8 @@ def test_a_broken_one_is_passed_over(tmp_path: Path, fault: str) -> None:
         manifest.unlink()
     else:
         manifest.write_text("{}" if fault == "empty manifest" else "{")
-    assert not checkpoints.is_complete(broken)
-    assert checkpoints.find_newest(tmp_path) == tmp_path / "checkpoint-1"
+    assert checkpoints.find_fault(broken) is not None
+    assert checkpoints.find_newest(tmp_path)[0] == tmp_path / "checkpoint-1"
 
 
 def test_nothing_is_left_of_one_that_failed(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_what_a_killed_run_left_is_never_found_and_swept_away(tmp_path: Path) ->
     half.mkdir()
     (half / "adapter.bin").write_bytes(b"half")
     (tmp_path / ".report.html.unfinished").write_text("half")
-    assert checkpoints.find_newest(tmp_path) == tmp_path / "checkpoint-1"
+    assert checkpoints.find_newest(tmp_path)[0] == tmp_path / "checkpoint-1"
     checkpoints.sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
@@ -73,7 +73,7 @@ def test_a_step_is_written_again_over_what_was_there(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     (folder / "stale.bin").write_bytes(b"old")
     write(tmp_path, 1)
-    assert checkpoints.is_complete(folder)
+    assert checkpoints.find_fault(folder) is None
     assert not (folder / "stale.bin").exists()
 
 

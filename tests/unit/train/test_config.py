@@ -98,7 +98,7 @@ def test_quantization() -> None:
         ({"seed": 2**32}, "`seed` is 4294967296; it must be 4294967295 at most"),
         ({"data_seed": 2**64}, "`data_seed` is 18446744073709551616; it must be 4294967295 at most"),
         ({"eval_data": "held.jsonl", "eval_size": 3}, "`eval_size` takes a part of `data`"),
-        ({"fsdp": "full_shard"}, "`fsdp`, which is not possible here: several GPUs go by torchrun"),
+        ({"fsdp": "full_shard"}, "`fsdp`, which is not possible here: a run takes one process"),
         ({"push_to_hub": True}, "`push_to_hub`, which is not possible here"),
         ({"block_size": 60}, "60"),
         ({"max_length": 1}, "`max_length` is 1; it must be 2 or more"),

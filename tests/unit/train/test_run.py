@@ -20,6 +20,7 @@ import fourbit
 from fourbit.errors import InputError, OutputExists
 from fourbit.train import TrainConfig, TrainResult, train
 from fourbit.train.events import Began, Evaluated, Event, Said, Saved, Stepped
+from fourbit.train.outline import outline_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
 
@@ -257,8 +258,8 @@ def test_a_run_killed_before_its_report_is_finished_by_resume(make_config: MakeC
 def test_a_run_is_not_resumed_with_another_recipe(make_config: MakeConfig) -> None:
     config = make_config()
     train(config, on_event=interrupted_at(2))
-    with pytest.raises(InputError, match=r"began with `learning_rate` 0\.01, and it is 0\.02 now"):
-        train(config.with_(learning_rate=0.02), resume=True)
+    with pytest.raises(InputError, match=r"`learning_rate` 0\.01 \(now 0\.02\), `seed` 0 \(now 1\); give what"):
+        train(config.with_(learning_rate=0.02, seed=1), resume=True)
 
 
 def test_an_output_that_exists_is_not_touched(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -297,7 +298,7 @@ def test_training_goes_on_with_an_adapter(make_config: MakeConfig, tmp_path: Pat
         ({"max_length": 129}, r"`max_length` is 129, and .* was made for 128 tokens; give 128 or less"),
         ({"target_modules": ["q_prj"]}, r"No module of this .* is named as `target_modules` \['q_prj'\] asks"),
         ({"target_modules": []}, "`target_modules` is empty; give `all-linear`"),
-        ({"target_modules": ["lm_head"]}, "The training cannot be set up so: "),
+        ({"target_modules": ["lm_head"]}, "The adapter is on the output layer, lm_head, which cannot be trained here"),
         ({"revision": "v1"}, "is a folder, which has no revision 'v1'"),
         ({"split": "test"}, "is one file, which has no split 'test'"),
         ({"model": "no/such/model/here"}, "There is no folder no/such/model/here"),
@@ -311,6 +312,8 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 ) -> None:
     with pytest.raises(InputError, match=message):
         train(make_config(**changes))
+    with pytest.raises(InputError, match=message):
+        outline_run(make_config(**changes), resume=False, overwrite=False, on_event=lambda event: None)
     assert not (tmp_path / "out").exists()
 
 
