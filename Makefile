@@ -15,7 +15,7 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-search check lint type format gen bench gpu docs wheel test-oldest clean
+.PHONY: help demo test test-slow test-search faults check lint type format gen bench gpu docs wheel test-oldest clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: $(INSTALLED) $(NATIVE)  ## the test suite
 
 test-slow: $(INSTALLED) $(NATIVE)  ## what takes minutes more: every case of `fourbit bench`, the peers' included
 	$(PYTEST) -m slow $(PYTEST_FLAGS)
+
+faults: $(INSTALLED) $(NATIVE)  ## kill -9 at 400 moments of training runs, each of which must end with the same bits
+	FOURBIT_FAULTS_KILLS=200 $(PYTEST) tests/faults --capture no $(PYTEST_FLAGS)
 
 test-search: $(INSTALLED) $(NATIVE)  ## the tests that hypothesis feeds, with examples of this run's own
 	HYPOTHESIS_PROFILE=search $(PYTEST) -m hypothesis $(PYTEST_FLAGS)

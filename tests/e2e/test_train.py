@@ -120,7 +120,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("how", ["ctrl-c", "kill -9"])
+@pytest.mark.parametrize("how", ["ctrl-c", "ctrl-c twice", "terminate", "kill -9"])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(
     fourbit_here: Run, stories_model: Path, alpaca: Path, tmp_path: Path, how: str
 ) -> None:
@@ -129,10 +129,18 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     torch.set_num_threads(1)
     process = start(tmp_path, *recipe, "--output", "out")
     wait_for((tmp_path / "out" / "checkpoint-2" / "manifest.json").exists, process)
-    process.send_signal(signal.SIGINT if how == "ctrl-c" else signal.SIGKILL)
+    process.send_signal(
+        {"terminate": signal.SIGTERM, "kill -9": signal.SIGKILL}[how] if "ctrl-c" not in how else signal.SIGINT
+    )
+    if how == "ctrl-c twice":
+        time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert out == ""
-    if how == "ctrl-c":
+    if how == "ctrl-c twice":
+        assert process.returncode == 130
+        assert "Stopped at once; `fourbit train --output out --resume` goes on from" in err.splitlines()[-1]
+    elif how != "kill -9":
         assert process.returncode == 130
         assert "Stopping after this step" in err
         assert "`fourbit train --output out --resume` goes on from there." in err.splitlines()[-1]
@@ -149,6 +157,27 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     again = fourbit_here("train", "--output", "out", "--resume")
     assert again.code == 0
     assert "finished already" in again.err
+
+
+@pytest.mark.parametrize(("options", "named"), [("size=400k", "the disk is full"), ("ro", "the disk is read-only")])
+def test_a_disk_that_takes_nothing(options: str, named: str, stories_model: Path, alpaca: Path, tmp_path: Path) -> None:
+    """Where there is room for some of the checkpoints, they stay, and nothing else is left half-written."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = f"mount -t tmpfs -o {options} tmpfs {disk}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode != 0:
+        pytest.skip("a disk cannot be mounted here")
+    recipe = f"--model {stories_model} --data {alpaca} --output {disk}/out {' '.join(short(save_steps=1, lora_r=16))}"
+    script = f"{mount} && {sys.executable} -m fourbit train {recipe}; echo $?; ls -A {disk}/out"
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=300, check=False
+    )
+    status, *left = done.stdout.splitlines()
+    assert status == "2"
+    lines = [line for line in done.stderr.splitlines() if "cannot access" not in line]
+    assert lines[-1].startswith(f"Error: {disk}/out could not be written: {named}.")
+    assert "Traceback" not in done.stderr
+    assert not [name for name in left if "unfinished" in name or name in ("report.html", "metrics.json")]
 
 
 # ---- bad input: one sentence, exit code 2, nothing half-written

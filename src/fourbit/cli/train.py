@@ -48,7 +48,7 @@ def train(
     adapter, format, block_size, double_quant, dtype, adapter_dtype, lora_r, lora_alpha, lora_dropout, target_modules,
     loss_on, chat_template, max_length, eval_size, limit, samples. The defaults are Guanaco's.
 
-    Ctrl-C finishes the step, saves a checkpoint and ends; --resume takes it up.
+    Ctrl-C finishes the step, saves a checkpoint and ends; --resume takes it up. A second Ctrl-C ends at once.
     """
     with output.result(as_json) as show:
         config = _read(arguments or [], {"model": model, "data": data, "output": out}, resume=resume)
@@ -71,10 +71,15 @@ def train(
                 raise
             with Watcher() as watcher:
                 result = run(config, resume=True, on_event=watcher)
+        except KeyboardInterrupt:
+            raise Interrupted(f"Stopped at once; {_again(config)} goes on from the newest checkpoint.") from None
         if not result.finished:
-            again = f"fourbit train --output {shlex.quote(config.output)} --resume"
-            raise Interrupted(f"Stopped after step {result.steps}; `{again}` goes on from there.")
+            raise Interrupted(f"Stopped after step {result.steps}; {_again(config)} goes on from there.")
         show(result.metrics, lambda: output.facts(str(result.output), _facts(result)))
+
+
+def _again(config: TrainConfig) -> str:
+    return f"`fourbit train --output {shlex.quote(config.output)} --resume`"
 
 
 def _wants_to_go_on(folder: str) -> bool:

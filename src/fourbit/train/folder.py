@@ -204,12 +204,13 @@ class RunFolder:
             OutputExists: another run is writing there, or did since `look`.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = FolderLock(self.path)
-        self._lock.acquire()
+        lock = FolderLock(self.path)
+        lock.acquire()
         marker = read_marker(self.path)
         if marker != self._seen:
-            self._lock.release()
+            lock.release()
             raise OutputExists(f"Another run wrote into {self.path} just now; choose another output.")
+        self._lock = lock
         # A person's own, beside a run that is taken up: they stay, and are never called ours.
         self._foreign = frozenset(entry.name for entry in self.path.iterdir() if not _is_ours(entry, marker or {}))
         if self.checkpoint is None:
@@ -221,9 +222,11 @@ class RunFolder:
         checkpoints.replace_file(self.path / CONFIG_FILE, config.to_yaml())
 
     def leave(self) -> None:
-        """Let another run write there. The end of the process does so, too."""
+        """Let another run write there, and leave nothing half-written. A killed process is swept up after later."""
         if self._lock is not None:
+            checkpoints.sweep(self.path)
             self._lock.release()
+            self._lock = None
 
     def finish(self, config: TrainConfig) -> None:
         """Say that everything is there."""

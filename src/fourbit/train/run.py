@@ -97,12 +97,13 @@ def train(
         return _result(folder.path, read_metrics(folder.path), finished=True)
     try:
         return _Run(config, folder, material, tell).go()
-    except OSError as error:
-        if disk_problem(error) is None:
+    except Exception as error:
+        problem = disk_problem(error)
+        if problem is None:
             raise
         left = checkpoints.list_checkpoints(folder.path)
         hint = f" {left[-1].name} remains, and --resume goes on from it once that is mended." if left else ""
-        raise InputError(f"{folder.path} could not be written: {name_disk_problem(error)}.{hint}") from error
+        raise InputError(f"{folder.path} could not be written: {name_disk_problem(problem)}.{hint}") from error
     finally:
         folder.leave()
 
