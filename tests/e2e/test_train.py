@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -157,6 +159,34 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     again = fourbit_here("train", "--output", "out", "--resume")
     assert again.code == 0
     assert "finished already" in again.err
+
+
+@pytest.mark.parametrize(("answer", "status"), [("", 0), ("n", 2)])
+def test_a_run_in_the_folder_is_offered_at_a_terminal(
+    fourbit_here: Run, stories_model: Path, alpaca: Path, tmp_path: Path, answer: str, status: int
+) -> None:
+    recipe = ("--model", stories_model, "--data", alpaca, "--output", "out")
+    assert fourbit_here("train", *recipe, *short(max_steps=1)).code == 0
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "fourbit", "train", *map(str, recipe), *short(max_steps=2)]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE) as process:
+        os.close(theirs)
+        shown = b""
+        while b"Go on with it? [Y/n]" not in shown:
+            shown += os.read(ours, 1024)
+        os.write(ours, f"{answer}\n".encode())
+        reader = threading.Thread(target=_drain, args=(ours,), daemon=True)
+        reader.start()
+        assert process.wait(timeout=120) == status
+    os.close(ours)
+    assert (json.loads((tmp_path / "out" / "metrics.json").read_text())["resumed_from"] == 1) is (status == 0)
+
+
+def _drain(terminal: int) -> None:
+    """Read what a terminal shows until nobody writes to it: a full buffer would stop the writer."""
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 1024):
+            pass
 
 
 @pytest.mark.parametrize(("options", "named"), [("size=400k", "the disk is full"), ("ro", "the disk is read-only")])

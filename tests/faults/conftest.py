@@ -22,7 +22,7 @@ import torch
 ZYGOTE = Path(__file__).with_name("zygote.py")
 MEASURED = {"seconds", "memory_bytes", "peak_bytes", "tokens_per_second", "eval_runtime", "training_seconds"}
 """What depends on the machine and the hour."""
-OF_THE_PART = {"resumed_from", "finished_at", "output", "config"}
+OF_THE_PART = {"resumed_from", "finished_at", "output", "config", "versions"}
 """What differs between folders, or tells of the last part of a run."""
 
 

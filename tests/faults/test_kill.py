@@ -63,8 +63,15 @@ def test_a_killed_run_ends_with_the_same_bits(
             kills += 1
         killer.finish(told)
         found = outcome(Path(told["output"]))
-        assert [name for name in expected if found[name] != expected[name]] == []
+        assert _differences(expected, found) == []
         runs += 1
     with capsys.disabled():
         moments = ", ".join(f"{count} {moment}" for moment, count in killer.moments.most_common())
         print(f"\n{killer.moments.total()} kills in {runs} runs of {killer.seconds:.1f} s: {moments}")
+
+
+def _differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """The names of what is not the same, those of the metrics with their values."""
+    named = [name for name in expected if name != "metrics" and found[name] != expected[name]]
+    before, after = expected["metrics"], found["metrics"]
+    return named + [f"{key}: {before.get(key)} {after.get(key)}" for key in before if before[key] != after.get(key)]
