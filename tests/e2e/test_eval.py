@@ -167,3 +167,36 @@ def test_a_model_without_a_tokenizer(stories_model: Path, text: Path, tmp_path: 
 
 def test_no_model(text: Path, tmp_path: Path, fourbit_here: Run) -> None:
     assert "nothing" in fourbit_here("eval", "perplexity", tmp_path / "nothing", "--text", text).complaint
+
+
+# ---- mmlu
+
+
+def test_mmlu_keys_for_programs(fourbit_here: Run, stories_model: Path, adapter: Path, shared_data: Path) -> None:
+    asked = ("--data", shared_data / "mmlu", "--shots", "1", "--limit", "2", "--json")
+    keys = score(fourbit_here("eval", "mmlu", stories_model, *asked))
+    assert keys["questions"] == 2 * len(keys["subjects"]) == 114
+    assert keys["accuracy"] == pytest.approx(sum(keys["subjects"].values()) / 57)
+    other = score(fourbit_here("eval", "mmlu", stories_model, "--adapter", adapter, *asked))
+    assert other["adapter"] == str(adapter)
+    assert other["subjects"] != keys["subjects"]
+
+
+def test_mmlu_for_a_person(fourbit_here: Run, stories_model: Path, shared_data: Path) -> None:
+    subjects = ("--subject", "anatomy", "--subject", "virology", "--limit", "4")
+    done = fourbit_here("eval", "mmlu", stories_model, "--data", shared_data / "mmlu", *subjects, "--shots", "0")
+    assert done.code == 0, done.err
+    assert "25% by chance" in done.out
+    assert "8 of 2 subjects, 0 shots" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--data", "no/such/folder"], "no/such/folder does not exist"),
+        (["--data", "."], "holds no test/*.csv or val/*.csv"),
+        (["--data", "nobody/nothing"], "cannot be reached"),
+    ],
+)
+def test_mmlu_of_what_is_none(fourbit_here: Run, stories_model: Path, arguments: list[str], complaint: str) -> None:
+    assert complaint in fourbit_here("eval", "mmlu", stories_model, *arguments).complaint

@@ -13,9 +13,9 @@ from fourbit.cli import options, output
 from fourbit.words import size
 
 if TYPE_CHECKING:
-    from fourbit.evaluate import Perplexity
+    from fourbit.evaluate import Mmlu, Perplexity
 
-__all__ = ["app", "perplexity"]
+__all__ = ["app", "mmlu", "perplexity"]
 
 app = typer.Typer(help="Score a model.")
 
@@ -91,13 +91,112 @@ def perplexity(
         show(keys, lambda: output.facts(f"{model} on {text.name}", _facts(keys)))
 
 
-def _with_rate(progress: output.Progress) -> Callable[[int, int], None]:
-    """Progress in tokens, with how many there are in a second."""
+@app.command()
+def mmlu(
+    model: options.Model,
+    data: Annotated[
+        str,
+        typer.Option(help="MMLU's folder (dev/*.csv, and test/*.csv or val/*.csv), a .jsonl file, or cais/mmlu."),
+    ],
+    adapter: Annotated[str | None, typer.Option(help="A PEFT adapter to put on the model.")] = None,
+    shots: Annotated[int, typer.Option(help="Worked examples before each question; 0 for none.")] = 5,
+    split: Annotated[str | None, typer.Option(help="The questions to ask. Default: test, or val without it.")] = None,
+    subject: Annotated[list[str] | None, typer.Option(help="Ask these subjects only; may be repeated.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Ask the first so many questions of each subject.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions in one forward pass.")] = 8,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of a prompt. Default: what the model was made for, 2048 at most.")
+    ] = None,
+    format: options.Format = None,
+    block_size: options.BlockSize = None,
+    double_quant: options.DoubleQuant = None,
+    dtype: Annotated[str, typer.Option(help="What is computed in: float32, bfloat16 or float16.")] = "bfloat16",
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: output.AsJson = False,
+) -> None:
+    """Score how many multiple-choice questions a model answers right.
+
+    As in the original evaluation the answer is the letter that is likeliest after "Answer:", and the score is the mean
+    over subjects. A prompt that is too long loses worked examples, never a part of its question.
+    """
+    with output.result(as_json) as show:
+        from fourbit.evaluate import measure_mmlu, read_exam
+        from fourbit.models.origin import ModelOrigin
+        from fourbit.models.tokenizer import load_tokenizer
+
+        exam = read_exam(data, split=split, subjects=subject or (), limit=limit)
+        origin = ModelOrigin(
+            model=model,
+            adapter=adapter,
+            format=format,
+            block_size=block_size,
+            double_quant=double_quant,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+        )
+        tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, revision=revision)
+        loaded = origin.load_model()
+        with output.progress() as progress:
+            score = measure_mmlu(
+                loaded,
+                tokenizer,
+                exam,
+                shots=shots,
+                batch_size=batch_size,
+                max_length=max_length,
+                progress=_with_rate(progress, "questions"),
+            )
+        keys = _mmlu_keys(score) | origin.weights(loaded) | {"model": model, "adapter": adapter, "data": data}
+        show(keys, lambda: output.facts(f"{model} on {data}", _mmlu_facts(keys)))
+
+
+def _mmlu_keys(score: Mmlu) -> dict[str, Any]:
+    return {
+        "accuracy": score.accuracy,
+        "standard_error": score.standard_error,
+        "subjects": score.subjects,
+        "questions": score.questions,
+        "shots": score.shots,
+        "shortened": score.shortened,
+        "too_long": score.too_long,
+        "seconds": score.seconds,
+    }
+
+
+def _mmlu_facts(keys: dict[str, Any]) -> dict[str, str]:
+    ranked = sorted(keys["subjects"].items(), key=lambda item: -item[1])
+    rows = {
+        "accuracy": f"{keys['accuracy']:.2%} ± {keys['standard_error']:.2%}; 25% by chance",
+        "questions": f"{keys['questions']:,} of {len(ranked)} subjects, {keys['shots']} shots",
+    }
+    if keys["shortened"]:
+        rows["fewer shots"] = f"{keys['shortened']:,} questions, as more would not fit"
+    if keys["too_long"]:
+        rows["too long"] = f"{keys['too_long']:,} questions, counted as wrong"
+    if len(ranked) > 1:
+        rows["best"] = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in ranked[:3])
+        rows["worst"] = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in ranked[-3:])
+    rows["weights"] = _weights(keys)
+    rows["time"] = f"{keys['seconds']:.1f} s, {keys['questions'] / max(keys['seconds'], 1e-9):,.1f} questions/s"
+    return rows
+
+
+def _weights(keys: dict[str, Any]) -> str:
+    if keys["block_size"] is None:
+        return f"{keys['dtype']}, not quantized"
+    scales = " with double quantization" if keys["double_quant"] else ""
+    return f"{keys['format'].upper()}, blocks of {keys['block_size']}{scales}, computed in {keys['dtype']}"
+
+
+def _with_rate(progress: output.Progress, what: str = "tokens") -> Callable[[int, int], None]:
+    """Progress, with how many of what are done in a second."""
     started = time.monotonic()
 
     def show(done: int, total: int) -> None:
         rate = done / max(time.monotonic() - started, 1e-9)
-        progress(f"scoring, {rate:,.0f} tokens/s", done, total)
+        progress(f"scoring, {rate:,.0f} {what}/s", done, total)
 
     return show
 
@@ -120,16 +219,12 @@ def _keys(score: Perplexity) -> dict[str, Any]:
 
 
 def _facts(keys: dict[str, Any]) -> dict[str, str]:
-    weights = f"{keys['dtype']}, not quantized"
-    if keys["block_size"] is not None:
-        scales = " with double quantization" if keys["double_quant"] else ""
-        weights = f"{keys['format'].upper()}, blocks of {keys['block_size']}{scales}, computed in {keys['dtype']}"
     return {
         "perplexity": f"{keys['perplexity']:.4f}",
         "bits per byte": f"{keys['bits_per_byte']:.4f}",
         "tokens": f"{keys['tokens']:,}, for {size(keys['bytes'])} of text",
         "documents": f"{keys['documents']:,}",
-        "weights": weights,
+        "weights": _weights(keys),
         "windows": f"{keys['sequence_length']} tokens, {keys['stride']} from one to the next",
         "time": f"{keys['seconds']:.1f} s, {keys['tokens_per_second']:,.0f} tokens/s",
         "peak memory": size(keys["peak_rss_bytes"]),

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from fourbit.errors import InputError, MissingExtra
 
-__all__ = ["SUFFIXES", "Record", "Records", "read_records", "read_text"]
+__all__ = ["SUFFIXES", "Record", "Records", "load_splits", "read_records", "read_text"]
 
 Record: TypeAlias = dict[str, Any]
 
@@ -202,7 +202,7 @@ SUFFIXES: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
 
 
 def _from_hub(name: str, split: str | None, limit: int | None) -> Records:
-    splits = _load_splits(name)
+    splits = load_splits(name)
     names = list(splits)
     held = next((key for key in names if _is_held_out(key)), None)
     taken = split or ("train" if "train" in names else names[0])
@@ -217,8 +217,12 @@ def _from_hub(name: str, split: str | None, limit: int | None) -> Records:
     return Records(name, found.rows, found.places, records(held, None) if held and held != taken else None)
 
 
-def _load_splits(name: str) -> Any:
-    """The splits of a dataset on the hub, or in the local cache where the hub cannot be reached."""
+def load_splits(name: str, subset: str | None = None) -> Any:
+    """The splits of a dataset on the hub, or in the local cache where the hub cannot be reached.
+
+    Raises:
+        InputError: it is not to be had. MissingExtra: datasets is not installed.
+    """
     datasets = _datasets()
     import huggingface_hub
     from huggingface_hub import errors
@@ -238,7 +242,7 @@ def _load_splits(name: str) -> Any:
         reachable = False
     try:
         with nullcontext() if reachable else _offline():
-            return datasets.load_dataset(name)
+            return datasets.load_dataset(name, subset)
     except Exception as error:
         if not reachable:
             raise InputError(
