@@ -8,13 +8,15 @@ will be for generation, and a token carries loss where it overlaps an answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fourbit.data.recognise import Example
-from fourbit.data.templates import Refused, closing, inner_closing, lead, render_turns
+from fourbit.data.templates import Refused, Turn, closing, inner_closing, lead, left_out, render_turns
 from fourbit.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +29,10 @@ IGNORED = -100
 
 LOSS_ON = ("answers", "all")
 
-Turns: TypeAlias = Sequence[Mapping[str, str]]
+SPARE = 4
+"""Tokens that a piece of a text leaves free: BOS, EOS, and what a vocabulary puts in front of a text."""
+
+Turns: TypeAlias = Sequence[Turn]
 Span: TypeAlias = tuple[int, int]
 
 _THOUGHT = "</think>"
@@ -42,16 +47,18 @@ class Encoded:
         input_ids: T token ids.
         labels: T; the id itself where the token carries loss, else IGNORED. The model shifts them.
         truncated: whether its end was cut off.
+        ignored: what the example has and the template has no place for: tools, tool_calls, reasoning_content.
     """
 
     input_ids: list[int]
     labels: list[int]
     truncated: bool
+    ignored: tuple[str, ...] = ()
 
     @property
     def learned(self) -> int:
-        """How many tokens carry loss."""
-        return sum(label != IGNORED for label in self.labels)
+        """How many tokens carry loss. The first is never predicted, so a label on it alone teaches nothing."""
+        return len(self.labels) - 1 - self.labels[1:].count(IGNORED) if self.labels else 0
 
 
 class Encoder:
@@ -85,28 +92,88 @@ class Encoder:
         """
         if example.messages is None:
             ids = list(self.tokenizer(example.text, verbose=False)["input_ids"])
-            return self._cut(self._ended(ids), None)
-        text, spans = self.answers(example.messages)
+            return self._cut(self._ended(ids) if example.ends else ids, None)
+        ignored = tuple(name for name in sorted(_holds(example)) if name in self.left_out)
+        text, spans = self.answers(example.messages, tools=example.tools)
         if not self._closing:  # EOS follows right behind the answer, or the model would never come to it
             text = text[: spans[-1][1]]
-        ids, carries = self._tokenized(text, spans)
+        learned, silent = self._parted(example, spans)
+        if self.loss_on == "all":
+            ids, quiet = self._tokenized(text, silent)
+            carries = [not token for token in quiet]
+        else:
+            ids, carries = self._tokenized(text, learned)
         ended = ids if self._closing else self._ended(ids)
-        return self._cut(ended, None if self.loss_on == "all" else carries + [True] * (len(ended) - len(ids)))
+        carries += [spans[-1] in learned] * (len(ended) - len(ids))
+        return self._cut(ended, carries, ignored)
 
-    def answers(self, messages: Turns) -> tuple[str, list[Span]]:
+    def pieces(self, example: Example) -> list[Example]:
+        """A plain text of more than `max_length` tokens as several examples; anything else as it is.
+
+        A piece ends with a line where one ends in its second half, else with a word. All of them together are the text.
+        """
+        text = example.text
+        if text is None or not self.tokenizer.is_fast or len(text.encode()) < self.max_length - SPARE:
+            return [example]
+        begins = [
+            begin
+            for begin, _ in self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+                "offset_mapping"
+            ]
+        ]
+        if len(begins) + SPARE <= self.max_length:
+            return [example]
+        room = max(1, self.max_length - SPARE)
+        cuts = [0]
+        while len(begins) - (first := bisect_left(begins, cuts[-1])) > room:
+            cuts.append(_cut_between(text, cuts[-1], begins[first + room]))
+        cuts.append(len(text))
+        return [
+            replace(example, text=text[begin:end], place=f"{example.place}, part {number}", ends=end == len(text))
+            for number, (begin, end) in enumerate(pairwise(cuts), start=1)
+        ]
+
+    @cached_property
+    def left_out(self) -> frozenset[str]:
+        """What the template says nothing of; see `templates.left_out`."""
+        return left_out(self.tokenizer) if self.tokenizer.chat_template else frozenset()
+
+    def _silent(self, example: Example) -> frozenset[int]:
+        """The numbers of the answers without loss: those the data says, and those of which nothing is rendered."""
+        lost: set[str] = {"tool_calls", "reasoning_content"} & self.left_out if _holds(example) else set()
+        return example.silent | {
+            number
+            for number, message in enumerate(example.messages or ())
+            if lost & message.keys()
+            and not message["content"].strip()
+            and not any(name in message for name in ("tool_calls", "reasoning_content") if name not in lost)
+        }
+
+    def _parted(self, example: Example, spans: list[Span]) -> tuple[list[Span], list[Span]]:
+        """The answers' spans that carry loss, and those that do not."""
+        silent = self._silent(example)
+        numbers = [number for number, message in enumerate(example.messages or ()) if message["role"] == "assistant"]
+        parts: tuple[list[Span], list[Span]] = ([], [])
+        for number, span in zip(numbers, spans, strict=True):
+            parts[number in silent].append(span)
+        return parts
+
+    def answers(self, messages: Turns, *, tools: Sequence[dict[str, Any]] = ()) -> tuple[str, list[Span]]:
         """The rendered conversation, and where in it the answers lie: first character, and one past the last.
 
         Raises:
             Refused: see `encode`.
         """
-        text, messages = render_turns(self.tokenizer, messages)
-        skeleton, _ = render_turns(self.tokenizer, _marked(messages))
-        found = _find(text, skeleton, messages) or self._by_prefixes(text, messages)
+        text, messages = render_turns(self.tokenizer, messages, tools=tools)
+        found = None
+        if not any("tool_calls" in message for message in messages):
+            found = _find(text, render_turns(self.tokenizer, _marked(messages), tools=tools)[0], messages)
+        found = found or self._by_prefixes(text, messages, tools)
         said = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         spans = []
         for index, (start, end) in zip(said, found, strict=True):
-            if _THOUGHT in messages[index]["content"]:
-                asked = self._asked(messages[:index])
+            if _THOUGHT in messages[index]["content"] or "reasoning_content" in messages[index]:
+                asked = self._asked(messages[:index], tools)
                 start = len(asked) if len(asked) < start and text.startswith(asked) else start
             elif self._lead and text[:start].endswith(self._lead):
                 start -= len(self._lead)
@@ -121,27 +188,43 @@ class Encoder:
                     return begins + len(closes)
         return end
 
-    def _by_prefixes(self, text: str, messages: Turns) -> list[Span]:
+    def _by_prefixes(self, text: str, messages: Turns, tools: Sequence[dict[str, Any]]) -> list[Span]:
         """Where the template changes what stands around an answer: from behind what it is asked with, to its words."""
         spans: list[Span] = []
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            asked = self._asked(messages[:index])
+            asked = self._asked(messages[:index], tools)
             words = message["content"].rpartition(_THOUGHT)[2].strip()
             at = -1
             if text.startswith(asked):
                 # Words that the turn's end follows, if there are such: a thought may hold them, too.
-                closed = (text.find(words + end, len(asked)) for end in (self._closing, self._inner_closing) if end)
+                ends = [end for end in (self._closing, self._inner_closing) if end]
+                closed = (text.find(words + end, len(asked)) for end in ends if "tool_calls" not in message)
                 at = min((place for place in closed if place >= 0), default=text.find(words, len(asked)))
             if at < 0:
                 raise Refused("the chat template changes the text of an answer")
-            spans.append((len(asked), at + len(words)))
+            end = at + len(words)
+            if "tool_calls" in message and "tool_calls" not in self.left_out:
+                end = self._called(text, messages[: index + 1], end, tools)
+            spans.append((len(asked), end))
         return spans
 
-    def _asked(self, messages: Turns) -> str:
+    def _called(self, text: str, messages: Turns, begin: int, tools: Sequence[dict[str, Any]]) -> int:
+        """Where the last message's calls end, which are rendered behind its words in a form that is the template's."""
+        through = render_turns(self.tokenizer, messages, tools=tools)[0].rstrip()
+        if text.startswith(through):
+            end = len(through)
+        else:  # an earlier turn is rendered in another way once others follow it
+            ends = (text.find(mark, begin) for mark in (self._closing, self._inner_closing) if mark)
+            end = min((place for place in ends if place >= 0), default=begin)
+        if end <= begin:
+            raise Refused("where a tool call ends cannot be told in the chat template's text")
+        return end
+
+    def _asked(self, messages: Turns, tools: Sequence[dict[str, Any]] = ()) -> str:
         """What a model is given, to answer."""
-        return render_turns(self.tokenizer, messages, add_generation_prompt=True)[0]
+        return render_turns(self.tokenizer, messages, add_generation_prompt=True, tools=tools)[0]
 
     def _tokenized(self, text: str, spans: list[Span]) -> tuple[list[int], list[bool]]:
         """Token ids, and which of them carry loss."""
@@ -195,11 +278,29 @@ class Encoder:
         end = self.tokenizer.eos_token_id
         return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
 
-    def _cut(self, ids: list[int], carries: list[bool] | None) -> Encoded:
+    def _cut(self, ids: list[int], carries: list[bool] | None, ignored: tuple[str, ...] = ()) -> Encoded:
         labels = (
             ids if carries is None else [token if told else IGNORED for token, told in zip(ids, carries, strict=True)]
         )
-        return Encoded(ids[: self.max_length], labels[: self.max_length], truncated=len(ids) > self.max_length)
+        return Encoded(ids[: self.max_length], labels[: self.max_length], len(ids) > self.max_length, ignored)
+
+
+def _cut_between(text: str, begin: int, most: int) -> int:
+    """Where to cut a text behind `begin` and not behind `most`: behind a line, or a word, in the second half."""
+    middle = (begin + most) // 2
+    for mark in ("\n", " "):
+        at = text.rfind(mark, middle, most)
+        if at >= 0:
+            return at + 1
+    return max(most, begin + 1)
+
+
+def _holds(example: Example) -> set[str]:
+    """What it has that not every template has a place for."""
+    names: set[str] = {
+        name for message in example.messages or () for name in ("tool_calls", "reasoning_content") if name in message
+    }
+    return names | {"tools"} if example.tools else names
 
 
 def _find(text: str, skeleton: str, messages: Turns) -> list[Span] | None:
@@ -251,9 +352,9 @@ def _mark(number: int) -> str:
     return f"\ue000{number}\ue001"
 
 
-def _marked(messages: Turns) -> list[Mapping[str, str]]:
+def _marked(messages: Turns) -> list[Turn]:
     """The conversation with a mark for each answer, behind its thought if it has one."""
-    marked: list[Mapping[str, str]] = []
+    marked: list[Turn] = []
     number = 0
     for message in messages:
         if message["role"] == "assistant":

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fourbit.data.encode import IGNORED, Encoder, Refused
-from fourbit.data.recognise import Example, Recognised, recognise
+from fourbit.data.encode import Encoder, Refused
+from fourbit.data.recognise import NO_ANSWER, Example, Recognised, recognise
 from fourbit.data.records import Records, read_records
 from fourbit.errors import InputError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PreparedData", "prepare_data"]
+__all__ = ["Gathered", "PreparedData", "gather", "prepare_data"]
 
 MOST_HELD_OUT = 1024  # as the paper does
 SHARE_HELD_OUT = 0.05
@@ -72,46 +72,109 @@ def prepare_data(
         InputError: the data cannot be read or are of no known kind, or nothing in them carries loss.
     """
     encoder = Encoder(tokenizer, max_length=max_length, loss_on=loss_on)
-    records = read_records(source, split=split, limit=limit)
-    found = _recognised(records)
-    sentences = [found.sentence]
-    train, held, dropped = found.examples, [], found.empty
-    if eval_source is not None:
-        others = _recognised(read_records(eval_source))
-        held, dropped = others.examples, dropped + others.empty
-        sentences.append(f"Evaluated on: {len(held):,} examples of {eval_source}.")
-    elif records.evaluation is not None and eval_size != 0:
-        others = recognise(records.evaluation)
-        size = MOST_HELD_OUT if eval_size is None else _count(eval_size, len(others.examples))
-        _, held = _split(others.examples, size, seed)
-        dropped += others.empty
-        sentences.append(f"Held out by {source} itself: {len(held):,} of {len(others.examples):,} examples.")
-    elif records.evaluation is None:
-        train, held = _split(train, _held_out(eval_size, len(train)), seed)
-        if held:
-            sentences.append(
-                f"Held out for evaluation, drawn with seed {seed}: {len(held):,} of {len(found.examples):,} examples."
-            )
-    train_rows = _encoded(train, encoder, "examples", sentences)
-    held_rows = _encoded(held, encoder, "held-out examples", sentences)
+    found = gather(source, encoder, eval_source=eval_source, eval_size=eval_size, seed=seed, split=split, limit=limit)
+    sentences = list(found.sentences)
+    train_rows = _encoded(found.train, encoder, "examples", sentences)
+    held_rows = _encoded(found.held, encoder, "held-out examples", sentences)
     if not train_rows.ids:
-        raise InputError(_nothing_left(source, encoder.max_length, len(train), train_rows))
-    if held and not held_rows.ids:
+        raise InputError(_nothing_left(source, encoder.max_length, len(found.train), train_rows))
+    if found.held and not held_rows.ids:
         if eval_source is not None:
-            raise InputError(_nothing_left(eval_source, encoder.max_length, len(held), held_rows))
+            raise InputError(_nothing_left(eval_source, encoder.max_length, len(found.held), held_rows))
         sentences.append("There is no evaluation, as nothing is left of what was held out.")
     return PreparedData(
         train=_dataset(train_rows),
         evaluation=_dataset(held_rows) if held_rows.ids else None,
         sentences=tuple(sentences),
-        dropped=dropped + train_rows.lost + held_rows.lost,
+        dropped=found.dropped + train_rows.lost + held_rows.lost,
     )
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Examples to train and to evaluate on, before they are tokenized.
+
+    Attributes:
+        train, held: the examples.
+        recognised: what the records of each source were found to be: of the data, then of what is evaluated on where
+            that is a source of its own.
+        sentences: what was recognised, left out and split.
+    """
+
+    train: list[Example]
+    held: list[Example]
+    recognised: tuple[Recognised, ...]
+    sentences: tuple[str, ...]
+
+    @property
+    def dropped(self) -> int:
+        """Records that nothing can be learned from."""
+        return sum(found.empty for found in self.recognised)
+
+
+def gather(
+    source: str,
+    encoder: Encoder,
+    *,
+    eval_source: str | None = None,
+    eval_size: float | None = None,
+    seed: int = 42,
+    split: str | None = None,
+    limit: int | None = None,
+) -> Gathered:
+    """Read, recognise and split, and cut plain text that is too long for one example into several.
+
+    Raises:
+        InputError: see `prepare_data`.
+    """
+    records = read_records(source, split=split, limit=limit, texts=True)
+    found = _recognised(records)
+    sentences = [found.sentence]
+    train, held, every = found.examples, [], [found]
+    if eval_source is not None:
+        every.append(_recognised(read_records(eval_source, texts=True)))
+        held = every[-1].examples
+        sentences.append(f"Evaluated on: {len(held):,} examples of {eval_source}.")
+    elif records.evaluation is not None and eval_size != 0:
+        others = recognise(records.evaluation)
+        every.append(others)
+        size = MOST_HELD_OUT if eval_size is None else _count(eval_size, len(others.examples))
+        _, held = _split(others.examples, size, seed)
+        sentences.append(f"Held out by {source} itself: {len(held):,} of {len(others.examples):,} examples.")
+    elif records.evaluation is None:
+        if len(train) < FEWEST_TO_SPLIT:
+            train = _continued(train, encoder, sentences)  # a book is one example: some of its pieces are held out
+        count = len(train)
+        train, held = _split(train, _held_out(eval_size, count), seed)
+        if held:
+            sentences.append(f"Held out for evaluation, drawn with seed {seed}: {len(held):,} of {count:,} examples.")
+    train, held = _continued(train, encoder, sentences), _continued(held, encoder, sentences)
+    return Gathered(train, held, tuple(every), tuple(sentences))
+
+
+def _continued(examples: list[Example], encoder: Encoder, sentences: list[str]) -> list[Example]:
+    """The examples, with plain text that is longer than one may be cut into pieces, each an example."""
+    found: list[Example] = []
+    long = 0
+    for example in examples:
+        pieces = encoder.pieces(example)
+        long += len(pieces) > 1
+        found += pieces
+    if long:
+        sentences.append(
+            f"Longer than {encoder.max_length} tokens, so continued in further examples: {long:,} of"
+            f" {len(examples):,} texts, now {len(found):,} examples."
+        )
+    return found
 
 
 def _recognised(records: Records) -> Recognised:
     found = recognise(records)
     if not found.examples:
-        raise InputError(f"{records.source}: every one of the {found.records:,} records has an empty answer.")
+        if set(found.left_out) == {NO_ANSWER}:
+            raise InputError(f"{records.source}: every one of the {found.records:,} records has an empty answer.")
+        reasons = ", ".join(f"{reason} {len(places):,}" for reason, places in found.left_out.items())
+        raise InputError(f"{records.source}: all {found.records:,} records are left out, {reasons}.")
     return found
 
 
@@ -160,11 +223,13 @@ class _Rows:
     labels: list[NDArray[np.int64]] = field(default_factory=list)
     truncated: int = 0
     unlearned: int = 0
+    wordless: int = 0
     refused: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
 
     @property
     def lost(self) -> int:
-        return self.unlearned + self.refused.total()
+        return self.unlearned + self.wordless + self.refused.total()
 
 
 def _encoded(examples: list[Example], encoder: Encoder, what: str, sentences: list[str]) -> _Rows:
@@ -177,19 +242,25 @@ def _encoded(examples: list[Example], encoder: Encoder, what: str, sentences: li
             rows.refused[str(reason)] += 1
             continue
         rows.truncated += row.truncated
-        # The first token is never predicted, so a label on it alone teaches nothing.
-        if any(label != IGNORED for label in row.labels[1:]):
+        rows.ignored.update(row.ignored)
+        if row.learned:
             rows.ids.append(np.array(row.input_ids))
             rows.labels.append(np.array(row.labels))
-        else:
+        elif row.truncated:
             rows.unlearned += 1
+        else:
+            rows.wordless += 1
     count = f"of {len(examples):,} {what}."
     if rows.truncated:
         sentences.append(f"Cut off at {encoder.max_length} tokens: {rows.truncated:,} {count}")
     if rows.unlearned:
         sentences.append(f"Left out, as their whole answer was cut off: {rows.unlearned:,} {count}")
+    if rows.wordless:
+        sentences.append(f"Left out, as nothing of their answers is in the template's text: {rows.wordless:,} {count}")
     for why, refused in rows.refused.most_common(3):
         sentences.append(f"Left out, as the chat template refuses them ({why}): {refused:,} {count}")
+    for name, ignored in rows.ignored.items():
+        sentences.append(f"Ignored, as the chat template has no place for it: `{name}` in {ignored:,} {count}")
     return rows
 
 
@@ -198,6 +269,11 @@ def _nothing_left(source: str, max_length: int, count: int, rows: _Rows) -> str:
         return (
             f"{source}: no label survives: in {rows.unlearned:,} of {count:,} examples the answer begins after"
             f" `max_length`, which is {max_length} tokens; give more."
+        )
+    if rows.wordless:
+        return (
+            f"{source}: no label survives: in {rows.wordless:,} of {count:,} examples the chat template leaves the"
+            " whole answer out; give another with `chat_template`."
         )
     return f"{source}: the chat template refuses every example: {rows.refused.most_common(1)[0][0]}."
 

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fourbit.data.messages import (
+    SILENT,
+    Malformed,
+    Message,
+    as_answer,
+    as_text,
+    as_tools,
+    as_transcript,
+    as_turns,
+    brief,
+)
 from fourbit.data.records import Record, Records
 from fourbit.errors import InputError
 
 __all__ = ["KINDS", "Example", "Recognised", "recognise"]
+
+
+NO_ANSWER = "without an answer"
+BAD_ANSWER = "as their `label` says that the answer is a bad one"
+ALL_SILENT = "as they ask for no loss on any of their answers"
+"""Why a record is left out."""
+
+EMPTY_TURN = "as they are empty"
+MARKED_TURN = "as the data says so (`weight`, `train`)"
+"""Why an answer carries no loss."""
+
+UNANSWERED = "unanswered"
+"""A conversation goes on behind its last answer; that part is not read."""
 
 
 @dataclass(frozen=True)
@@ -19,15 +42,20 @@ class Example:
     """One thing to learn.
 
     Attributes:
-        messages: the turns of a conversation, each with `role` (system, user, assistant) and `content`; the last is the
-            assistant's. None for plain text.
+        messages: the turns of a conversation, see `messages.Message`; the last is the assistant's. None for plain text.
         text: plain text, to be continued as it is. None for a conversation.
         place: where it was read, for messages to the user.
+        silent: the numbers of those answers among the messages, from 0, that carry no loss.
+        tools: the functions that the assistant may call, for templates that have a place for them.
+        ends: whether the text ends there, or is a piece of a longer one.
     """
 
-    messages: tuple[dict[str, str], ...] | None
+    messages: tuple[Message, ...] | None
     text: str | None
     place: str
+    silent: frozenset[int] = frozenset()
+    tools: tuple[dict[str, Any], ...] = ()
+    ends: bool = True
 
 
 @dataclass(frozen=True)
@@ -36,21 +64,25 @@ class Recognised:
 
     Attributes:
         kind: a key of `KINDS`.
-        sentence: what was recognised, by which fields, in how many records.
+        sentence: what was recognised, by which fields, in how many records, and what was left out.
         examples: what can be learned from; a record can hold several.
         records: how many there were.
-        empty: how many of them had no answer, or an empty one, and were dropped.
+        left_out: why records were dropped, one of the reasons above -> their places.
+        noted: what is particular to records that were not, EMPTY_TURN, MARKED_TURN or UNANSWERED -> the place of each
+            such answer or conversation.
     """
 
     kind: str
     sentence: str
     examples: list[Example]
     records: int
-    empty: int
+    left_out: Mapping[str, list[str]]
+    noted: Mapping[str, list[str]]
 
-
-class _Malformed(Exception):
-    """A record has the fields of its kind, but not what belongs into them; the text says what."""
+    @property
+    def empty(self) -> int:
+        """How many records were dropped."""
+        return sum(map(len, self.left_out.values()))
 
 
 @dataclass(frozen=True)
@@ -60,12 +92,12 @@ class _Kind:
     Attributes:
         name: as the user is told.
         known_by: field names; a record is of this kind if it has all fields of one of the tuples.
-        conversations: yields the conversations of a record, or a plain text; raises _Malformed.
+        conversations: yields the conversations of a record, or a plain text; raises Malformed.
     """
 
     name: str
     known_by: tuple[tuple[str, ...], ...]
-    conversations: Callable[[Record, tuple[str, ...]], Iterator[list[dict[str, str]] | str]]
+    conversations: Callable[[Record, tuple[str, ...]], Iterator[list[Message] | str]]
 
     def fields_of(self, record: Record) -> tuple[str, ...] | None:
         """The fields by which a record is of this kind, or None."""
@@ -90,30 +122,46 @@ def recognise(records: Records) -> Recognised:
     kind = counts.most_common(1)[0][0]
     settled = KINDS[kind]
     examples: list[Example] = []
-    empty = 0
+    left_out: defaultdict[str, list[str]] = defaultdict(list)
+    noted: defaultdict[str, list[str]] = defaultdict(list)
     used: Counter[tuple[str, ...]] = Counter()
     for record, place in zip(records.rows, records.places, strict=True):
         fields = settled.fields_of(record)
         if fields is None:
             if _is_answerless(record, settled):
-                empty += 1
+                left_out[NO_ANSWER].append(place)
                 continue
             raise InputError(
                 f"{place}: this record has the fields {_fields([record])}, but the others are {settled.name} with"
                 f" {_either(settled.known_by)}."
             )
         used[fields] += 1
+        if kind == "prompt-completion" and _is_bad(record):
+            left_out[BAD_ANSWER].append(place)
+            continue
         try:
-            taken = [example for each in settled.conversations(record, fields) if (example := _example(each, place))]
-        except _Malformed as reason:
-            raise InputError(f"{place}: {reason}.") from None
+            tools = as_tools(record.get("tools")) if isinstance(record[fields[0]], list) else []
+            each = [_example(one, place, tools, noted) for one in settled.conversations(record, fields)]
+        except Malformed as problem:
+            raise InputError(f"{place}: {problem}.") from None
+        taken = [one for one in each if isinstance(one, Example)]
         examples += taken
-        empty += not taken
-    names = _listed(used.most_common(1)[0][0])
-    sentence = f"Recognised {settled.name} by {names}: {len(records.rows):,} records, {len(examples):,} examples."
-    if empty:
-        sentence += f" Left out, without an answer: {empty:,}."
-    return Recognised(kind, sentence, examples, len(records.rows), empty)
+        if not taken:
+            left_out[next((str(one) for one in each if one != NO_ANSWER), NO_ANSWER)].append(place)
+    by = used.most_common(1)[0][0] if used else settled.known_by[0]
+    sentence = _sentence(records, settled, by, len(examples))
+    sentence += "".join(f" Left out, {reason}: {len(places):,}." for reason, places in left_out.items())
+    for reason, places in noted.items():
+        if reason != UNANSWERED:
+            sentence += f" Without loss, {reason}: {len(places):,} answers."
+    return Recognised(kind, sentence, examples, len(records.rows), dict(left_out), dict(noted))
+
+
+def _sentence(records: Records, kind: _Kind, fields: tuple[str, ...], examples: int) -> str:
+    if records.is_plain_text:
+        return f"Recognised plain text: {examples:,} documents, all of whose tokens are learned."
+    count = f"{len(records.rows):,} records, {examples:,} examples"
+    return f"Recognised {kind.name} by {_listed(fields)}: {count}."
 
 
 def _kind_of(record: Record) -> str | None:
@@ -125,166 +173,116 @@ def _is_answerless(record: Record, kind: _Kind) -> bool:
     return any(all(field in record for field in fields) for fields in kind.known_by)
 
 
-def _example(conversation: list[dict[str, str]] | str, place: str) -> Example | None:
-    """None where there is nothing to learn."""
+def _is_bad(record: Record) -> bool:
+    """Whether an answer is one that nobody wanted, as in the records of KTO."""
+    label = record.get("label")
+    return label is False or (isinstance(label, str) and label.strip().lower() == "false")
+
+
+def _example(
+    conversation: list[Message] | str, place: str, tools: list[dict[str, Any]], noted: defaultdict[str, list[str]]
+) -> Example | str:
+    """What can be learned of it, or why nothing can."""
     if isinstance(conversation, str):
-        return Example(None, conversation, place) if conversation.strip() else None
-    messages = list(conversation)
-    while messages and (messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip()):
-        messages.pop()  # nothing is learned from what comes after the last answer
-    return Example(tuple(messages), None, place) if messages else None
+        return Example(None, conversation, place) if conversation.strip() else NO_ANSWER
+    answers = [number for number, message in enumerate(conversation) if message["role"] == "assistant"]
+    empty = {number for number in answers if not _says_something(conversation[number])}
+    marked = {number for number in answers if conversation[number].get(SILENT)} - empty
+    last = max({*answers} - empty - marked, default=None)
+    if last is None:
+        return ALL_SILENT if marked else NO_ANSWER
+    silent = frozenset(number for number in empty | marked if number < last)
+    for reason, numbers in ((EMPTY_TURN, silent & empty), (MARKED_TURN, marked)):
+        if numbers:
+            noted[reason] += [place] * len(numbers)
+    if any(message["role"] != "assistant" for message in conversation[last + 1 :]):
+        noted[UNANSWERED].append(place)
+    # Nothing is learned from what comes after the last answer.
+    messages = tuple({key: message[key] for key in message if key != SILENT} for message in conversation[: last + 1])
+    return Example(messages, None, place, silent, tuple(tools))
+
+
+def _says_something(message: Message) -> bool:
+    return bool(message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content"))
 
 
 # ---- the kinds
 
 
-ROLES = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
-}  # fmt: skip
-"""What others call a role, and what it is called here."""
-
-TRANSCRIPTS = (
-    re.compile(r"(?:^|\s*)###\s*(Human|Assistant):[ \t]*"),  # Guanaco's, OASST1
-    re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]*"),  # HH-RLHF
-    re.compile(r"(?:^|\n)<(human|bot)>:[ \t]*"),  # OIG's Chip2
-)
-"""How conversations are marked in plain text."""
-
-END_MARKS = ("<|endoftext|>", "</s>")
-"""What some files write at the end of an answer; the tokenizer's own end comes with the template."""
-
-
-def _transcript(text: str) -> list[dict[str, str]] | None:
-    """The turns of a conversation in plain text, or None where it is none."""
-    for pattern in TRANSCRIPTS:
-        marks = list(pattern.finditer(text))
-        if not marks or text[: marks[0].start()].strip():
-            continue
-        ends = [mark.start() for mark in marks[1:]] + [len(text)]
-        turns: list[dict[str, str]] = []
-        for mark, end in zip(marks, ends, strict=True):
-            role, content = ROLES[mark.group(1).lower()], text[mark.end() : end].strip()
-            if turns and turns[-1]["role"] == role:
-                turns[-1]["content"] += "\n\n" + content
-            else:
-                turns.append({"role": role, "content": content})
-        if any(turn["role"] == "assistant" for turn in turns) and turns[0]["role"] == "user":
-            return turns
-    return None
-
-
-def _turns(value: Any) -> list[dict[str, str]]:
-    """Messages with role and content, or ShareGPT's from and value."""
-    if not isinstance(value, list):
-        raise _Malformed(f"the conversation must be a list of messages, not {type(value).__name__}")
-    turns: list[dict[str, str]] = []
-    for number, message in enumerate(value, start=1):
-        if not isinstance(message, dict):
-            raise _Malformed(f"message {number} must have a role and a content")
-        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-        if role not in ROLES:
-            raise _Malformed(f"message {number} has the role {role!r}; known are {', '.join(ROLES)}")
-        turns.append({"role": ROLES[role], "content": _text(content, f"the content of message {number}")})
-    return turns
-
-
-def _text(value: Any, what: str) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
-        return "".join(part["text"] for part in value)  # the parts of a multimodal message
-    if isinstance(value, bool | int | float):
-        return str(value)
-    if not isinstance(value, str):
-        raise _Malformed(f"{what} must be text, not {type(value).__name__}")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise _Malformed(f"{what} holds half of a surrogate pair, which is not text")
-    return value
-
-
-def _answer(value: Any, what: str) -> str:
-    text = _text(value, what)
-    for mark in END_MARKS:
-        text = text.removesuffix(mark)
-    return text
-
-
-def _asked(question: str, answer: str, system: str = "") -> list[dict[str, str]]:
+def _asked(question: str, answer: str, system: str = "") -> list[Message]:
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return [{"role": "system", "content": system}, *turns] if system else turns
 
 
-def _conversation(record: Record, fields: tuple[str, ...]) -> Iterator[list[dict[str, str]] | str]:
-    turns = _turns(record[fields[0]])
-    system = _text(record.get("system"), "`system`")
+def _conversation(record: Record, fields: tuple[str, ...]) -> Iterator[list[Message] | str]:
+    turns = as_turns(record[fields[0]])
+    system = as_text(record.get("system"), "`system`")
     if system and not any(turn["role"] == "system" for turn in turns):
         turns = [{"role": "system", "content": system}, *turns]
     yield turns
 
 
-def _preference(record: Record, fields: tuple[str, ...]) -> Iterator[list[dict[str, str]] | str]:
+def _preference(record: Record, fields: tuple[str, ...]) -> Iterator[list[Message] | str]:
     chosen, prompt = record["chosen"], record.get("prompt")
-    before = _turns(prompt) if isinstance(prompt, list) else []
+    before = as_turns(prompt) if isinstance(prompt, list) else []
     if isinstance(chosen, list):
-        turns = _turns(chosen)
+        turns = as_turns(chosen)
         if isinstance(prompt, str) and prompt and turns and turns[0]["role"] == "assistant":
             before = [{"role": "user", "content": prompt}]
         yield turns if turns[: len(before)] == before else before + turns
         return
-    answer = _answer(chosen, "`chosen`")
-    if transcript := _transcript(answer):
+    answer = as_answer(chosen, "`chosen`")
+    if transcript := as_transcript(answer):
         yield transcript
     elif isinstance(prompt, str) and prompt:
         yield _asked(prompt, answer)
     elif before:
         yield [*before, {"role": "assistant", "content": answer}]
     else:
-        raise _Malformed("`chosen` is no transcript (Human: ... Assistant: ...), and there is no `prompt`")
+        raise Malformed("`chosen` is no transcript (Human: ... Assistant: ...), and there is no `prompt`")
 
 
-def _alpaca(record: Record, fields: tuple[str, ...]) -> Iterator[list[dict[str, str]] | str]:
-    answer = _answer(record[fields[1]], f"`{fields[1]}`")
-    instruction = _text(record["instruction"], "`instruction`")
-    given = _text(record.get("input", record.get("context")), "`input`")
-    yield _asked(_with_input(instruction, given), answer, _text(record.get("system"), "`system`"))
+def _alpaca(record: Record, fields: tuple[str, ...]) -> Iterator[list[Message] | str]:
+    answer = as_answer(record[fields[1]], f"`{fields[1]}`")
+    instruction = as_text(record["instruction"], "`instruction`")
+    given = as_text(record.get("input", record.get("context")), "`input`")
+    yield _asked(_with_input(instruction, given), answer, as_text(record.get("system"), "`system`"))
 
 
 def _with_input(instruction: str, given: str) -> str:
     return f"{instruction}\n\n{given}" if given.strip() else instruction
 
 
-def _self_instruct(record: Record, fields: tuple[str, ...]) -> Iterator[list[dict[str, str]] | str]:
+def _self_instruct(record: Record, fields: tuple[str, ...]) -> Iterator[list[Message] | str]:
     if not isinstance(record["instances"], list):
-        raise _Malformed("`instances` must be a list")
-    instruction = _text(record["instruction"], "`instruction`")
+        raise Malformed("`instances` must be a list")
+    instruction = as_text(record["instruction"], "`instruction`")
     for instance in record["instances"]:
         if not isinstance(instance, dict) or "output" not in instance:
-            raise _Malformed("every instance needs an `output`")
-        constraints = _text(instance.get("constraints"), "`constraints`")
-        question = _with_input(instruction, _text(instance.get("input"), "`input`"))
+            raise Malformed("every instance needs an `output`")
+        constraints = as_text(instance.get("constraints"), "`constraints`")
+        question = _with_input(instruction, as_text(instance.get("input"), "`input`"))
         if constraints.strip() and constraints.strip().lower() not in ("none", "none."):
             question += f"\n\nConstraints: {constraints}"
-        yield _asked(question, _answer(instance["output"], "`output`"))
+        yield _asked(question, as_answer(instance["output"], "`output`"))
 
 
-def _prompt_completion(record: Record, fields: tuple[str, ...]) -> Iterator[list[dict[str, str]] | str]:
+def _prompt_completion(record: Record, fields: tuple[str, ...]) -> Iterator[list[Message] | str]:
     prompt, completion = record[fields[0]], record[fields[1]]
     if isinstance(prompt, list) and isinstance(completion, list):
-        yield _turns(prompt) + _turns(completion)
+        yield as_turns(prompt) + as_turns(completion)
         return
-    question, answer = _text(prompt, f"`{fields[0]}`"), _answer(completion, f"`{fields[1]}`")
-    asked = _transcript(question)
+    question, answer = as_text(prompt, f"`{fields[0]}`"), as_answer(completion, f"`{fields[1]}`")
+    asked = as_transcript(question)
     if asked and asked[-1] == {"role": "assistant", "content": ""}:  # "### Human: ... ### Assistant:"
         yield [*asked[:-1], {"role": "assistant", "content": answer}]
         return
-    yield _asked(question, answer, _text(record.get("system", record.get("system_prompt")), "`system`"))
+    yield _asked(question, answer, as_text(record.get("system", record.get("system_prompt")), "`system`"))
 
 
-def _plain(record: Record, fields: tuple[str, ...]) -> Iterator[list[dict[str, str]] | str]:
-    text = _text(record["text"], "`text`")
-    yield _transcript(text) or text
+def _plain(record: Record, fields: tuple[str, ...]) -> Iterator[list[Message] | str]:
+    text = as_text(record["text"], "`text`")
+    yield as_transcript(text) or text
 
 
 KINDS = {
@@ -311,7 +309,7 @@ KINDS = {
 
 
 def _fields(rows: list[Record]) -> str:
-    names = list(dict.fromkeys(str(name) for record in rows for name in record))
+    names = list(dict.fromkeys(brief(str(name))[1:-1] for record in rows for name in record))
     return ", ".join(names[:12]) or "(none)"
 
 

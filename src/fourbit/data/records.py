@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +21,15 @@ Record: TypeAlias = dict[str, Any]
 
 _TIMEOUT_S = 10
 
+TEXT_SUFFIX = ".txt"
+END_OF_TEXT = "<|endoftext|>"
+"""What stands on a line of its own between the documents of many text files."""
+
+_LONGEST_CELL = 2**31 - 1
+"""Characters; csv's own limit of 131,072 is less than a document."""
+
+_CSV_LIMIT = threading.Lock()
+
 
 @dataclass(frozen=True)
 class Records:
@@ -29,15 +40,19 @@ class Records:
         rows: the records.
         places: for each, what to call it in a message: "answers.jsonl, line 3".
         evaluation: the records that the source itself holds out for evaluation; empty where it does not.
+        is_plain_text: whether they are the documents of text files, each a `text`.
     """
 
     source: str
     rows: list[Record]
     places: list[str]
     evaluation: Records | None = None
+    is_plain_text: bool = False
 
 
-def read_records(source: str | os.PathLike[str], *, split: str | None = None, limit: int | None = None) -> Records:
+def read_records(
+    source: str | os.PathLike[str], *, split: str | None = None, limit: int | None = None, texts: bool = False
+) -> Records:
     """Read the records of a file, of a folder of such files, or of a dataset on the hub.
 
     Args:
@@ -45,6 +60,8 @@ def read_records(source: str | os.PathLike[str], *, split: str | None = None, li
             on the hub. In a folder and on the hub, what is called eval, validation or test is held out.
         split: the split to take, where the source has several; "train" or the only one by default.
         limit: read the first so many records only.
+        texts: take .txt files as well: each is a document, or several with a line of END_OF_TEXT between them. In a
+            folder they are taken where nothing else in it can be.
 
     Raises:
         InputError: names the file, and the line or record where there is one. MissingExtra: it needs datasets.
@@ -55,9 +72,12 @@ def read_records(source: str | os.PathLike[str], *, split: str | None = None, li
     if path.is_file():
         if split is not None:
             raise InputError(f"{source} is one file, which has no split {split!r}; leave the split out.")
+        if path.suffix.lower() not in SUFFIXES and not (texts and _is_text(path)):
+            given = ", ".join((*SUFFIXES, TEXT_SUFFIX) if texts else SUFFIXES)
+            raise InputError(f"{path} is of no kind that can be read; give {given}.")
         records = _gathered(str(source), [path], limit)
     elif path.is_dir():
-        records = _from_folder(path, split, limit)
+        records = _from_folder(path, split, limit, texts=texts)
     elif _looks_like_a_path(str(source)):
         raise InputError(f"{source} does not exist; give a file, a folder, or a dataset of the hub as owner/name.")
     else:
@@ -78,21 +98,20 @@ def _gathered(source: str, files: list[Path], limit: int | None) -> Records:
         for place, record in islice(_from_file(file), None if limit is None else limit - len(rows)):
             rows.append(record)
             places.append(place)
-    return Records(source, rows, places)
+    return Records(source, rows, places, is_plain_text=any(map(_is_text, files)))
 
 
 def _from_file(path: Path) -> Iterator[tuple[str, Record]]:
-    read = SUFFIXES.get(path.suffix.lower())
-    if read is None:
-        raise InputError(f"{path} is of no kind that can be read; give {', '.join(SUFFIXES)}.")
+    read = _documents if _is_text(path) else SUFFIXES[path.suffix.lower()]
     for place, record in read(path):
         if not isinstance(record, dict):
             raise InputError(f"{place}: a record must be a JSON object, not {_json_name(record)}.")
         yield place, record
 
 
-def _from_folder(folder: Path, split: str | None, limit: int | None) -> Records:
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and _is_data(file.relative_to(folder)))
+def _from_folder(folder: Path, split: str | None, limit: int | None, *, texts: bool) -> Records:
+    everything = sorted(file for file in folder.rglob("*") if file.is_file() and _is_data(file.relative_to(folder)))
+    files = [file for file in everything if not _is_text(file)] or (everything if texts else [])
     if not files:
         raise InputError(f"{folder} holds no file to read; give {', '.join(SUFFIXES)}.")
     if split is not None:
@@ -105,15 +124,19 @@ def _from_folder(folder: Path, split: str | None, limit: int | None) -> Records:
     if not training:
         return _gathered(str(folder), held, limit)
     found = _gathered(str(folder), training, limit)
-    return Records(found.source, found.rows, found.places, _gathered(str(folder), held, None) if held else None)
+    evaluation = _gathered(str(folder), held, None) if held else None
+    return Records(found.source, found.rows, found.places, evaluation, found.is_plain_text)
 
 
 def _is_data(path: Path) -> bool:
     """Whether a file of a folder holds records: not what git, the hub and datasets keep beside them."""
     hidden = any(part.startswith(".") for part in path.parts)
-    return (
-        path.suffix.lower() in SUFFIXES and not hidden and path.name not in ("dataset_info.json", "dataset_infos.json")
-    )
+    readable = path.suffix.lower() in SUFFIXES or _is_text(path)
+    return readable and not hidden and path.name not in ("dataset_info.json", "dataset_infos.json")
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix.lower() == TEXT_SUFFIX
 
 
 def _is_held_out(name: str) -> bool:
@@ -126,6 +149,16 @@ def _is_held_out(name: str) -> bool:
         "test",
         "dev",
     )
+
+
+def _documents(path: Path) -> Iterator[tuple[str, Any]]:
+    documents = re.split(rf"^{re.escape(END_OF_TEXT)}\r?$", read_text(path), flags=re.MULTILINE)
+    if len(documents) == 1:
+        yield from ((str(path), {"text": text}) for text in documents if text.strip())
+        return
+    for number, text in enumerate(documents, start=1):
+        if text.strip():
+            yield f"{path}, document {number}", {"text": text.strip("\n")}
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
@@ -183,7 +216,12 @@ def _csv(path: Path, *, delimiter: str = ",") -> list[Record]:
 
     # Cells stay text: an answer "007" is not the number 7.
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
-    found = list(rows)
+    with _CSV_LIMIT:
+        before = csv.field_size_limit(_LONGEST_CELL)
+        try:
+            found = list(rows)
+        finally:
+            csv.field_size_limit(before)
     for number, row in enumerate(found, start=1):
         if None in row or None in row.values():
             raise ValueError(f"row {number} has not as many cells as the header")
@@ -297,7 +335,7 @@ def read_text(path: Path) -> str:
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of JSON itself; an int of more digits than Python reads
         raise InputError(f"{where} is not valid JSON: {str(error).partition(':')[0]}.") from error
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fourbit.errors import InputError
 
@@ -20,16 +20,21 @@ __all__ = [
     "DEFAULT",
     "TEMPLATES",
     "Refused",
+    "Turn",
     "closing",
     "end_of_turn",
     "ensure_chat_template",
     "ensure_pad_token",
     "inner_closing",
     "lead",
+    "left_out",
     "render_turns",
 ]
 
 DEFAULT = "guanaco"
+
+Turn: TypeAlias = Mapping[str, Any]
+"""A message as a template takes it: role, content, and what an assistant or a tool may have besides."""
 
 
 class Refused(ValueError):
@@ -144,9 +149,16 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def render_turns(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False
-) -> tuple[str, tuple[Mapping[str, str], ...]]:
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Turn],
+    *,
+    add_generation_prompt: bool = False,
+    tools: Sequence[dict[str, Any]] = (),
+) -> tuple[str, tuple[Turn, ...]]:
     """Render a conversation. Where the template knows no system turn, its words go in front of the user's first.
+
+    Args:
+        tools: the functions that the assistant may call.
 
     Returns:
         the text, and the turns that were rendered.
@@ -157,7 +169,7 @@ def render_turns(
     turns = tuple(messages)
     folds = len(turns) > 1 and turns[0]["role"] == "system" and turns[1]["role"] == "user"
     try:
-        text = _rendered(tokenizer, turns, add_generation_prompt=add_generation_prompt)
+        text = _rendered(tokenizer, turns, add_generation_prompt=add_generation_prompt, tools=tools)
         if not folds or turns[0]["content"].strip() in text:  # some templates leave system turns out and say nothing
             return text, turns
     except Refused:
@@ -165,7 +177,7 @@ def render_turns(
             raise
     system, user, *others = turns
     turns = ({"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *others)
-    return _rendered(tokenizer, turns, add_generation_prompt=add_generation_prompt), turns
+    return _rendered(tokenizer, turns, add_generation_prompt=add_generation_prompt, tools=tools), turns
 
 
 _QUESTION, _ANSWER, _SECOND = "\ue000question\ue001", "\ue000answer\ue001", "\ue000second\ue001"
@@ -227,6 +239,47 @@ def inner_closing(tokenizer: PreTrainedTokenizerBase) -> str:
     return end if text.partition(_QUESTION)[2].startswith(end) else ""
 
 
+_FUNCTION = "question_of_fourbit"
+_OPTIONAL: dict[str, dict[str, Any]] = {
+    "tools": {
+        "messages": _ASKED,
+        "tools": [{"type": "function", "function": {"name": _FUNCTION, "description": "", "parameters": {}}}],
+    },
+    "tool_calls": {
+        "messages": (
+            *_ASKED,
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [
+                    {"id": "000000000", "type": "function", "function": {"name": _FUNCTION, "arguments": {}}}
+                ],
+            },
+        )
+    },
+    "reasoning_content": {
+        "messages": (*_ASKED, {"role": "assistant", "content": _ANSWER, "reasoning_content": _FUNCTION})
+    },
+}
+
+
+def left_out(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """What a template says nothing of, though a conversation has it: tools, tool_calls, reasoning_content, system."""
+    missing = set()
+    for name, probe in _OPTIONAL.items():
+        try:
+            takes = _FUNCTION in _rendered(tokenizer, probe["messages"], tools=probe.get("tools", ()))
+        except Refused:  # it may want a content, or a tool's answer; then it is each conversation that tells
+            takes = name == "tool_calls"
+        if not takes:
+            missing.add(name)
+    try:
+        told = _SECOND in _rendered(tokenizer, ({"role": "system", "content": _SECOND}, *_ANSWERED))
+    except Refused:
+        told = False
+    return frozenset(missing if told else missing | {"system"})
+
+
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int | str]:
     """What ends an assistant's turn, for whoever generates: token ids, and text where it is no single token.
 
@@ -242,7 +295,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int | str]:
 
 
 def _probed(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Turn], *, add_generation_prompt: bool = False
 ) -> str:
     try:
         return _rendered(tokenizer, messages, add_generation_prompt=add_generation_prompt)
@@ -251,11 +304,20 @@ def _probed(
 
 
 def _rendered(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Turn],
+    *,
+    add_generation_prompt: bool = False,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> str:
     turns: Any = list(messages)
+    offered: Any = list(tools) or None
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt))
+        return str(
+            tokenizer.apply_chat_template(
+                turns, tools=offered, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        )
     except Exception as error:  # whatever a template does
         raise Refused(" ".join(str(error).split())[:200].rstrip(".") or type(error).__name__) from error
 

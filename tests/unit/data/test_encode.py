@@ -278,6 +278,85 @@ def test_real_answers(stories_model: Path, shared_data: Path) -> None:
         assert (encoded.labels[-1], encoded.labels.count(tokenizer.eos_token_id)) == (tokenizer.eos_token_id, 1)
 
 
+def test_silent_answers_carry_no_loss(chat: Chat) -> None:
+    """Neither their words nor the end of their turn; whatever the template and whatever carries loss besides."""
+    name, tokenizer, end = chat
+    quiet = Example(TURNS, None, "test", silent=frozenset({1}))
+    assert learned(Encoder(tokenizer, max_length=4096).encode(quiet), tokenizer) == expected(name, TURNS, end)[1:]
+    nothing = ({"role": "user", "content": "Hi?"}, {"role": "assistant", "content": ""}, *TURNS[2:])
+    quiet = Example(nothing, None, "test", silent=frozenset({1}))
+    assert learned(Encoder(tokenizer, max_length=4096).encode(quiet), tokenizer) == expected(name, TURNS, end)[1:]
+    encoded = Encoder(tokenizer, max_length=4096, loss_on="all").encode(Example(TURNS, None, "test", frozenset({1})))
+    runs = learned(encoded, tokenizer)
+    assert len(runs) == 2
+    assert not any("Paris." in run.split("And of")[0] for run in runs)
+
+
+TOOLS = (
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "Tells it.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    },
+)
+CALLED = (
+    {"role": "user", "content": "Weather in Rome?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"id": "123456789", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+        ],
+    },
+    {"role": "tool", "name": "weather", "tool_call_id": "123456789", "content": "sunny"},
+    {"role": "assistant", "content": "It is sunny."},
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "eos", "call"),
+    [
+        ("qwen2_5", "<|im_end|>", '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'),
+        ("qwen3", "<|im_end|>", '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'),
+        ("llama3_1", "<|eot_id|>", '{"name": "weather", "parameters": {"city": "Rome"}}'),
+        ("gptoss", "<|return|>", ' to=functions.weather<|channel|>commentary json<|message|>{"city": "Rome"}<|call|>'),
+    ],
+)  # fmt: skip
+def test_calls_are_learned_and_what_tools_answer_is_not(
+    name: str, eos: str, call: str, trl_template: Callable[[str, str], PreTrainedTokenizerBase]
+) -> None:
+    """In the form of each template, with the end of the turn behind a call, which hands over to the tool."""
+    tokenizer = trl_template(name, eos)
+    encoded = Encoder(tokenizer, max_length=10**6).encode(Example(CALLED, None, "test", tools=TOOLS))
+    first, last = learned(encoded, tokenizer)
+    assert first == (call if call.endswith("<|call|>") else call + eos)
+    assert last.endswith("It is sunny." + eos)
+    assert "Tells it." in tokenizer.decode(encoded.input_ids)
+    assert encoded.ignored == ()
+
+
+def test_a_thought_beside_its_answer(trl_template: Callable[[str, str], PreTrainedTokenizerBase]) -> None:
+    thought = Example((TURNS[0], {**TURNS[1], "reasoning_content": "It is in France."}), None, "test")
+    tokenizer = trl_template("qwen3", "<|im_end|>")
+    encoded = Encoder(tokenizer, max_length=999).encode(thought)
+    assert learned(encoded, tokenizer) == ["<think>\nIt is in France.\n</think>\n\nParis.<|im_end|>"]
+    tokenizer = trl_template("llama3_1", "<|eot_id|>")
+    encoded = Encoder(tokenizer, max_length=999).encode(thought)
+    assert learned(encoded, tokenizer) == ["Paris.<|eot_id|>"]
+    assert encoded.ignored == ("reasoning_content",)
+
+
+def test_a_call_that_a_template_leaves_out(tokenizer_of: Callable[[str], PreTrainedTokenizerBase]) -> None:
+    """An answer of nothing else teaches nothing: not even its end, or the model would learn to say nothing."""
+    tokenizer = tokenizer_of("chatml")
+    encoded = Encoder(tokenizer, max_length=999).encode(Example(CALLED, None, "test", tools=TOOLS))
+    assert learned(encoded, tokenizer) == ["It is sunny.<|im_end|>"]
+    assert encoded.ignored == ("tool_calls", "tools")
+
+
 def test_plain_text_is_learned_whole(tokenizer_of: Callable[[str], PreTrainedTokenizerBase]) -> None:
     tokenizer = tokenizer_of("guanaco")
     encoded = Encoder(tokenizer, max_length=99).encode(Example(None, "Paris is the capital.", "test"))

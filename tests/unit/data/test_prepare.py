@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +115,53 @@ def test_what_is_lost_is_said(tokenizer: PreTrainedTokenizerBase, tmp_path: Path
         "Cut off at 100 tokens: 2 of 3 examples.",
         "Left out, as their whole answer was cut off: 1 of 3 examples.",
     )
+
+
+def test_a_book_is_learned_whole(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """In pieces that end with a line; a part of them is held out, as the book is the only record."""
+    book = tmp_path / "book.txt"
+    book.write_text("".join(f"It was line {number} of the book, and 中文.\n" for number in range(200)))
+    prepared = prepare_data(str(book), tokenizer, max_length=100)
+    assert prepared.evaluation is not None
+    rows = [*prepared.train, *prepared.evaluation]
+    assert all(20 < len(row["input_ids"]) <= 100 for row in rows)
+    lines = Counter(line for row in rows for line in tokenizer.decode(row["labels"]).replace("</s>", "").splitlines())
+    assert lines == Counter(book.read_text().splitlines())
+    assert [row["labels"][-1] == tokenizer.eos_token_id for row in rows].count(True) == 1
+    assert prepared.sentences[0] == "Recognised plain text: 1 documents, all of whose tokens are learned."
+    assert "continued in further examples: 1 of 1 texts" in prepared.sentences[1]
+    (tmp_path / "long.txt").write_text("x" * 5000)
+    prepared = prepare_data(str(tmp_path / "long.txt"), tokenizer, max_length=100, eval_size=0)
+    assert "".join(tokenizer.decode(row["labels"]) for row in prepared.train) == "x" * 5000 + "</s>"
+
+
+def test_what_the_template_has_no_place_for(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    asked, said = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}
+    called = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]}
+    told = {"role": "tool", "content": "sunny"}
+    rows = [
+        {"messages": [asked, said]},
+        {"messages": [asked, called | {"content": "Ho"}], "tools": [{"name": "f"}]},
+        {"messages": [asked, called]},
+        {"messages": [asked, called, told, said]},
+        {"messages": [asked, said | {"weight": 0}]},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    prepared = prepare_data(str(tmp_path / "a.json"), tokenizer, max_length=200)
+    assert answers(prepared.train, tokenizer) == [" Ho</s>", " Ho</s>"]
+    assert prepared.dropped == 3
+    assert prepared.sentences[1:] == (
+        "Left out, as nothing of their answers is in the template's text: 1 of 4 examples.",
+        "Left out, as the chat template refuses them (the role tool is not known here): 1 of 4 examples.",
+        "Ignored, as the chat template has no place for it: `tool_calls` in 2 of 4 examples.",
+        "Ignored, as the chat template has no place for it: `tools` in 1 of 4 examples.",
+    )
+    (tmp_path / "a.json").write_text(json.dumps(rows[2:3]))
+    with pytest.raises(InputError, match=r"in 1 of 1 examples the chat template leaves the whole answer out"):
+        prepare_data(str(tmp_path / "a.json"), tokenizer, max_length=200)
+    (tmp_path / "a.json").write_text(json.dumps(rows[4:]))
+    with pytest.raises(InputError, match=r"all 1 records are left out, as they ask for no loss on any .* 1\."):
+        prepare_data(str(tmp_path / "a.json"), tokenizer, max_length=200)
 
 
 def test_nothing_to_learn(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +101,84 @@ def test_the_sentence_and_the_counts() -> None:
         ([{"prompt": "Hi", "completion": "\ud83d"}], r"half of a surrogate pair"),
         ([{"instruction": "Hi", "instances": [{"input": ""}]}], r"every instance needs an `output`"),
         ([{"chosen": "Ho"}], r"no transcript"),
+        ([{"messages": [{"role": ["user"], "content": "Hi"}]}], r"line 1: message 1 has the role \['user'\]"),
+        ([{"messages": [{"role": "x" * 999, "content": "Hi"}]}], r"message 1 has the role 'x{50,60}…"),
+        ([{"messages": [HO | {"weight": 0.5}]}], r"`weight` of message 1 is 0\.5; only 0"),
+        ([{"messages": [HO | {"train": "no"}]}], r"`train` of message 1 is 'no'; it must be true or false"),
+        ([{"messages": [HO], "tools": "hammer"}], r"`tools` must be JSON"),
+        ([{"messages": [HO], "tools": [1]}], r"`tools` must be a list of objects"),
+        ([{"messages": [HO | {"tool_calls": [{}]}]}], r"a tool call of message 1 has no `name`"),
+        ([{"\ud800": 1}], r"has the fields \\ud800\."),
     ],
 )
 def test_what_cannot_be_used(rows: list[dict[str, Any]], says: str) -> None:
     with pytest.raises(InputError, match=says):
         recognised(*rows)
+
+
+BYE, NOTHING = {"role": "user", "content": "Bye"}, {"role": "assistant", "content": None}
+
+
+@pytest.mark.parametrize(
+    ("rows", "silent", "says"),
+    [
+        ([HI, NOTHING, BYE, HO], {1}, "Without loss, as they are empty: 1 answers."),
+        ([HI, HO | {"weight": 0}, BYE, HO | {"weight": 1}], {1}, "Without loss, as the data says so"),
+        ([HI, HO | {"train": False}, BYE, HO], {1}, "Without loss, as the data says so"),
+        ([HI, HO | {"training": False}, BYE, HO, HI, NOTHING], {1}, "Without loss, as the data says so"),
+        ([HI, HO, BYE, HO], set(), "1 examples."),
+    ],
+)
+def test_answers_that_carry_no_loss(rows: list[dict[str, Any]], silent: set[int], says: str) -> None:
+    found = recognised({"messages": rows})
+    (example,) = found.examples
+    assert example.silent == silent
+    assert example.messages is not None
+    assert all(message.keys() == {"role", "content"} for message in example.messages)
+    assert says in found.sentence
+
+
+def test_records_of_which_nothing_is_wanted() -> None:
+    good = {"prompt": "Hi", "completion": "Ho", "label": True}
+    found = recognised(good, good | {"label": False}, good | {"label": "False"}, good | {"label": 0})
+    assert (len(found.examples), found.empty) == (2, 2)
+    assert found.sentence.endswith("Left out, as their `label` says that the answer is a bad one: 2.")
+    found = recognised({"messages": [HI, HO]}, {"messages": [HI, HO | {"weight": 0}]}, {"messages": [HI]})
+    assert found.left_out == {
+        "as they ask for no loss on any of their answers": ["rows.jsonl, line 2"],
+        "without an answer": ["rows.jsonl, line 3"],
+    }
+
+
+def test_conversations_with_tools() -> None:
+    call = {"name": "weather", "arguments": {"city": "Rome"}}
+    spelled = {"id": "1", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    told = {"role": "tool", "name": "weather", "content": "sunny", "score": None}
+    row = {
+        "tools": '[{"name": "weather", "strict": null}]',
+        "messages": [HI, NOTHING | {"tool_calls": [spelled]}, told],
+    }
+    row["messages"].append(HO | {"reasoning_content": "Hm."})  # type: ignore[attr-defined]
+    shared = {"conversations": [
+        {"from": "human", "value": "Hi"}, {"from": "function_call", "value": json.dumps(call)},
+        {"from": "observation", "value": "sunny"}, {"from": "gpt", "value": "Ho"},
+    ]}  # fmt: skip
+    first, second = recognised(row, {"messages": shared["conversations"]}).examples
+    assert first.messages is not None
+    assert second.messages is not None
+    assert first.tools == ({"name": "weather"},)  # without the nulls that a column of parquet fills in
+    (called,) = first.messages[1]["tool_calls"]
+    assert called == {"id": "1", "type": "function", "function": call}
+    assert first.messages[2] == {"role": "tool", "name": "weather", "content": "sunny"}
+    assert first.messages[3]["reasoning_content"] == "Hm."
+    assert [message["role"] for message in second.messages] == ["user", "assistant", "tool", "assistant"]
+    assert second.messages[1]["tool_calls"] == [{"type": "function", "function": call}]
+    assert not first.silent | second.silent
+
+
+def test_what_stands_for_nothing_in_a_table() -> None:
+    found = recognised({"prompt": "Hi", "completion": "Ho"}, {"prompt": "Hi", "completion": math.nan})
+    assert (len(found.examples), found.empty) == (1, 1)
 
 
 @pytest.mark.parametrize(

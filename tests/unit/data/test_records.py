@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -92,6 +93,7 @@ def test_places(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'{"a": 1}\n{"a": \n', "a.jsonl, line 2 is not valid JSON"),
         ("a.jsonl", b'{"a": 1}\n[1]\n', "line 2: a record must be a JSON object, not a list"),
+        ("a.jsonl", b'{"a": ' + b"1" * 5000 + b"}", r"line 1 is not valid JSON: Exceeds the limit \(4300 digits\)"),
         ("a.jsonl", b"", "holds no records"),
         ("a.jsonl", b"caf\xe9", "not UTF-8"),
         ("a.json", b"[]", "holds no records"),
@@ -109,6 +111,36 @@ def test_broken_files(name: str, content: bytes, says: str, tmp_path: Path) -> N
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=says):
         read_records(tmp_path / name)
+
+
+def test_a_long_cell(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    for name, tab in (("a.csv", ","), ("a.tsv", "\t")):
+        (tmp_path / name).write_text(f"prompt{tab}completion\nHi{tab}{'Ho ' * 100_000}\n")
+        (row,) = read_records(tmp_path / name).rows
+        assert row["completion"] == "Ho " * 100_000
+    assert csv.field_size_limit() == before
+
+
+def test_plain_text(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("\ufeffOnce.\n\nUpon a time.\n", encoding="utf-8")
+    found = read_records(path, texts=True)
+    assert (found.rows, found.places) == ([{"text": "Once.\n\nUpon a time.\n"}], [str(path)])
+    assert found.is_plain_text
+    path.write_text("One.\n<|endoftext|>\n\n<|endoftext|>\nTwo <|endoftext|> here.\n")
+    found = read_records(path, texts=True)
+    assert [row["text"] for row in found.rows] == ["One.", "Two <|endoftext|> here."]
+    assert found.places == [f"{path}, document 1", f"{path}, document 3"]
+    (tmp_path / "test.txt").write_text("Held out.")
+    folder = read_records(tmp_path, texts=True)
+    assert folder.evaluation is not None
+    assert [row["text"] for row in folder.evaluation.rows] == ["Held out."]
+    written(tmp_path / "a.jsonl")  # then a text beside it is no data, but a README, say
+    assert read_records(tmp_path, texts=True).rows == ROWS
+    path.write_text("\n")
+    with pytest.raises(InputError, match=r"book\.txt holds no records"):
+        read_records(path, texts=True)
 
 
 def test_nothing_there(tmp_path: Path) -> None:
