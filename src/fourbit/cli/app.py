@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import fourbit
-from fourbit.cli import bench, chat, demo, doctor, errors, generate, output, quantize, train
+from fourbit.cli import bench, chat, data, demo, doctor, errors, generate, output, quantize, train
 from fourbit.cli import eval as scores
 
 __all__ = ["app", "run"]
@@ -29,6 +29,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(quantize.quantize)
 app.command()(train.train)
+app.add_typer(data.app, name="data")
 app.command()(chat.chat)
 app.command()(generate.generate)
 app.add_typer(scores.app, name="eval")

@@ -17,7 +17,7 @@ from fourbit.words import size
 if TYPE_CHECKING:
     from fourbit.train import TrainConfig, TrainResult
 
-__all__ = ["train"]
+__all__ = ["read_config", "train"]
 
 
 def train(
@@ -51,7 +51,7 @@ def train(
     Ctrl-C finishes the step, saves a checkpoint and ends; --resume takes it up. A second Ctrl-C ends at once.
     """
     with output.result(as_json) as show:
-        config = _read(arguments or [], {"model": model, "data": data, "output": out}, resume=resume)
+        config = read_config(arguments or [], {"model": model, "data": data, "output": out}, resume=resume)
         from fourbit.cli.live import Watcher
 
         if dry_run:
@@ -89,7 +89,7 @@ def _wants_to_go_on(folder: str) -> bool:
     return typer.confirm(f"{folder} holds a training run already. Go on with it?", default=True, err=True)
 
 
-def _read(arguments: list[str], flags: dict[str, str | None], *, resume: bool) -> TrainConfig:
+def read_config(arguments: list[str], flags: dict[str, str | None], *, resume: bool) -> TrainConfig:
     """The config of a YAML file, of `key=value` arguments and of flags, the later ones winning.
 
     Where only the output of an earlier run is named, it is what that run was told.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Gathered", "PreparedData", "gather", "prepare_data"]
+__all__ = ["Gathered", "PreparedData", "gather", "nothing_left", "prepare_data"]
 
 MOST_HELD_OUT = 1024  # as the paper does
 SHARE_HELD_OUT = 0.05
@@ -77,10 +77,10 @@ def prepare_data(
     train_rows = _encoded(found.train, encoder, "examples", sentences)
     held_rows = _encoded(found.held, encoder, "held-out examples", sentences)
     if not train_rows.ids:
-        raise InputError(_nothing_left(source, encoder.max_length, len(found.train), train_rows))
+        raise InputError(train_rows.nothing_left(source, encoder.max_length, len(found.train)))
     if found.held and not held_rows.ids:
         if eval_source is not None:
-            raise InputError(_nothing_left(eval_source, encoder.max_length, len(found.held), held_rows))
+            raise InputError(held_rows.nothing_left(eval_source, encoder.max_length, len(found.held)))
         sentences.append("There is no evaluation, as nothing is left of what was held out.")
     return PreparedData(
         train=_dataset(train_rows),
@@ -231,6 +231,12 @@ class _Rows:
     def lost(self) -> int:
         return self.unlearned + self.wordless + self.refused.total()
 
+    def nothing_left(self, source: str, max_length: int, count: int) -> str:
+        """See the function."""
+        return nothing_left(
+            source, max_length, count, unlearned=self.unlearned, wordless=self.wordless, refused=self.refused
+        )
+
 
 def _encoded(examples: list[Example], encoder: Encoder, what: str, sentences: list[str]) -> _Rows:
     """What carries loss; the sentences tell of the rest."""
@@ -264,18 +270,28 @@ def _encoded(examples: list[Example], encoder: Encoder, what: str, sentences: li
     return rows
 
 
-def _nothing_left(source: str, max_length: int, count: int, rows: _Rows) -> str:
-    if rows.unlearned:
+def nothing_left(
+    source: str, max_length: int, count: int, *, unlearned: int, wordless: int, refused: Counter[str]
+) -> str:
+    """Why nothing can be learned from a source.
+
+    Args:
+        count: examples.
+        unlearned: how many of them lost their whole answer to `max_length`.
+        wordless: of how many the template renders no answer.
+        refused: why it renders others not at all, counted.
+    """
+    if unlearned:
         return (
-            f"{source}: no label survives: in {rows.unlearned:,} of {count:,} examples the answer begins after"
+            f"{source}: no label survives: in {unlearned:,} of {count:,} examples the answer begins after"
             f" `max_length`, which is {max_length} tokens; give more."
         )
-    if rows.wordless:
+    if wordless:
         return (
-            f"{source}: no label survives: in {rows.wordless:,} of {count:,} examples the chat template leaves the"
+            f"{source}: no label survives: in {wordless:,} of {count:,} examples the chat template leaves the"
             " whole answer out; give another with `chat_template`."
         )
-    return f"{source}: the chat template refuses every example: {rows.refused.most_common(1)[0][0]}."
+    return f"{source}: the chat template refuses every example: {refused.most_common(1)[0][0]}."
 
 
 def _dataset(rows: _Rows) -> Dataset:

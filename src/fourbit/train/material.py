@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Material", "open_material"]
+__all__ = ["Material", "open_material", "pack_lengths", "settle_tokenizer"]
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,7 @@ def open_material(config: TrainConfig, *, on_event: OnEvent) -> Material:
         InputError: there is no tokenizer, the data cannot be used, or a row would be longer than the model allows.
     """
     _check_libraries()
-    tokenizer = _open_tokenizer(config)
-    max_length = _settle_length(config)
-    settled = (ensure_chat_template(tokenizer, name=config.chat_template), ensure_pad_token(tokenizer))
+    tokenizer, max_length, settled = settle_tokenizer(config)
     prepared = prepare_data(
         config.data,
         tokenizer,
@@ -99,7 +98,7 @@ def open_material(config: TrainConfig, *, on_event: OnEvent) -> Material:
         split=config.split,
         limit=config.limit,
     )
-    sentences = [*filter(None, settled), *prepared.sentences]
+    sentences = [*settled, *prepared.sentences]
     for sentence in sentences:
         on_event(Said(sentence))
     packed = _pack(prepared.train, max_length) if config.packing else None
@@ -117,6 +116,18 @@ def open_material(config: TrainConfig, *, on_event: OnEvent) -> Material:
         sentences=tuple(sentences),
         max_length=max_length,
     )
+
+
+def settle_tokenizer(config: TrainConfig) -> tuple[PreTrainedTokenizerBase, int, tuple[str, ...]]:
+    """The tokenizer with a chat template and a pad token, the tokens of a row at most, and what there is to say.
+
+    Raises:
+        InputError: there is no tokenizer, or a row would be longer than the model allows.
+    """
+    tokenizer = _open_tokenizer(config)
+    max_length = _settle_length(config)
+    settled = (ensure_chat_template(tokenizer, name=config.chat_template), ensure_pad_token(tokenizer))
+    return tokenizer, max_length, tuple(filter(None, settled))
 
 
 def _check_libraries() -> None:
@@ -162,6 +173,16 @@ def _hash(rows: Dataset) -> str:
             for array in (lists.value_lengths(), lists.flatten()):
                 digest.update(array.to_numpy(zero_copy_only=False).tobytes())
     return digest.hexdigest()
+
+
+def pack_lengths(lengths: Sequence[int], max_length: int) -> dict[str, float]:
+    """How examples of such lengths would be packed: `packed_rows`, and `packed_share`, how full they would be."""
+    from datasets import Dataset
+
+    _check_libraries()
+    ids = [[0] * length for length in lengths]
+    rows = len(_pack(Dataset.from_dict({"input_ids": ids, "labels": ids}), max_length))
+    return {"packed_rows": rows, "packed_share": sum(lengths) / (rows * max_length)}
 
 
 def _pack(data: Dataset, max_length: int) -> Dataset:
