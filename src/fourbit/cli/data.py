@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,7 +81,7 @@ def lint(
                 seed=config.data_seed,
                 split=config.split,
                 limit=config.limit,
-                progress=progress,
+                progress=_with_rate(progress),
             )
         found = found.with_(sentences=(*said, *found.sentences))
         if config.packing and not found.refusal:
@@ -137,6 +138,19 @@ def _read(arguments: Sequence[str], model: str | None, data: str | None) -> Trai
 
     given = [argument for argument in arguments if not argument.startswith("output=")]
     return read_config(given, {"model": model, "data": data, "output": "unused"}, resume=False)
+
+
+def _with_rate(progress: output.Progress) -> output.Progress:
+    """The same, told how fast it goes as well."""
+    began: dict[str, float] = {}
+
+    def tell(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        seconds = now - began.setdefault(what, now)
+        rate = f", {done / seconds:,.0f} examples/s" if seconds > 0.5 else ""
+        progress(what + rate, done, total)
+
+    return tell
 
 
 def _table(found: Lint, data: str, html: Path | None) -> RenderableType:

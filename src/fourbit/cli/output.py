@@ -85,19 +85,11 @@ def progress() -> Iterator[Progress]:
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
         bars.TaskProgressColumn(),
-        bars.TextColumn("{task.fields[rate]}"),
         bars.TimeRemainingColumn(),
     ]
-    began: dict[str, float] = {}
     with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None, rate="")
-
-        def tell(what: str, done: int, total: int) -> None:
-            seconds = time.monotonic() - began.setdefault(what, time.monotonic())
-            rate = f"{done / seconds:,.0f}/s" if seconds > 1 and done > seconds else ""
-            bar.update(task, description=what, completed=done, total=total, rate=rate)
-
-        yield tell
+        task = bar.add_task("starting", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
 class _Lines:
@@ -109,14 +101,10 @@ class _Lines:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if what != self._what:  # another thing, at another pace
-            self._what, self._began = what, now
         if (now - self._told < LINE_SECONDS and done < total) or now - self._began < LINE_SECONDS:
             return
         self._told = now
-        seconds = now - self._began
-        left = f", {done / seconds:,.1f} a second" if done else ""
-        left += f", {duration(seconds * (total - done) / done)} left" if 0 < done < total else ""
+        left = f", {duration((now - self._began) * (total - done) / done)} left" if 0 < done < total else ""
         print(f"{what}: {done:,} of {total:,}{left}", file=sys.stderr, flush=True)
 
 

@@ -199,7 +199,7 @@ def _numbers(survey: Survey) -> dict[str, Any]:
 
 
 def _histogram(lengths: list[int]) -> tuple[tuple[int, int | None, int], ...]:
-    """Bins of one width; where a few are far longer than the rest, the last bin takes them."""
+    """Bins of one width; where a few are far longer than the rest, a last bin takes them."""
     if not lengths:
         return ()
     ordered = sorted(lengths)
@@ -208,12 +208,11 @@ def _histogram(lengths: list[int]) -> tuple[tuple[int, int | None, int], ...]:
     width = max(1, -(-top // BINS))
     steps = (digit * 10**power for power in range(9) for digit in (1, 2, 5))
     width = next(step for step in steps if step >= width)
-    counts = Counter(min((length - 1) // width, (top - 1) // width) for length in lengths)
-    last = max(counts)
-    beyond = ordered[-1] > (last + 1) * width
+    bins = -(-top // width)
+    counts = Counter(min((length - 1) // width, bins) for length in lengths)
     return tuple(
-        (number * width + 1, None if beyond and number == last else (number + 1) * width, counts[number])
-        for number in range(last + 1)
+        (number * width + 1, (number + 1) * width if number < bins else None, counts[number])
+        for number in range(max(counts) + 1)
     )
 
 
