@@ -88,6 +88,8 @@ def test_the_demo_data(fourbit_here: Run, tmp_path: Path) -> None:
     ("rows", "options", "says"),
     [
         ([{"prompt": "Q" * 200, "completion": "A"}], ("max_length=8",), "no label survives: in 1 of 1 examples"),
+        ([{"prompt": "Q" * 200, "completion": "A"}], ("max_length=8", "packing=true"), "no label survives: in 1 of 1"),
+        ([{"prompt": "Q" * 200, "completion": "A"}] * 2, ("max_length=1", "loss_on=all"), "it must be 2 or more"),
         ([{"prompt": "Q", "completion": ""}], (), "every one of the 1 records has an empty answer"),
         ([{"prompt": "Q", "completion": "A", "label": False}], (), "all 1 records are left out"),
         ([{"messages": [{"role": ["user"], "content": "a"}]}], (), "line 1: message 1 has the role ['user']"),

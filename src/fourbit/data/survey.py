@@ -15,7 +15,7 @@ from fourbit.data.templates import end_of_turn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Measured", "Progress", "Survey", "survey_examples"]
+__all__ = ["Measured", "Progress", "Survey", "survey_examples", "uncut_encoder"]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
