@@ -42,11 +42,12 @@ def train(
 ) -> None:
     """Train an adapter on a model whose weights are in 4 bits.
 
-    Writes a PEFT adapter with its tokenizer, metrics.json, report.html and checkpoints. The data may be conversations,
-    prompts with completions, Alpaca or Self-Instruct records, preference pairs or plain text (.txt, too): it is
-    recognised by its fields, and `fourbit data lint` judges it beforehand. The keys are those of transformers and trl, and a few of fourbit's own: model, data, eval_data, output,
-    adapter, format, block_size, double_quant, dtype, adapter_dtype, lora_r, lora_alpha, lora_dropout, target_modules,
-    loss_on, chat_template, max_length, eval_size, limit, samples. The defaults are Guanaco's.
+    Writes a PEFT adapter with its tokenizer, metrics.json, report.html and checkpoints. The data may be
+    conversations, prompts with completions, Alpaca or Self-Instruct records, preference pairs or plain text (.txt,
+    too): it is recognised by its fields, and `fourbit data lint` judges it beforehand. The keys are those of
+    transformers and trl, and a few of fourbit's own: model, data, eval_data, output, adapter, format, block_size,
+    double_quant, dtype, adapter_dtype, lora_r, lora_alpha, lora_dropout, target_modules, loss_on, chat_template,
+    max_length, eval_size, limit, samples. The defaults are Guanaco's.
 
     Ctrl-C finishes the step, saves a checkpoint and ends; --resume takes it up. A second Ctrl-C ends at once.
     """
