@@ -15,7 +15,16 @@ from pathlib import Path
 from fourbit import __version__
 from fourbit.errors import InputError, NotAModel, OutputExists
 
-__all__ = ["CONFIG_FILE", "MANIFEST_FILE", "check_output", "locate", "new_folder", "sync"]
+__all__ = [
+    "CONFIG_FILE",
+    "MANIFEST_FILE",
+    "check_output",
+    "disk_problem",
+    "locate",
+    "name_disk_problem",
+    "new_folder",
+    "sync",
+]
 
 CONFIG_FILE = "config.json"
 MANIFEST_FILE = "fourbit.json"
