@@ -224,6 +224,36 @@ FB_EXPORT int32_t fb_rotary(const void* x, const int64_t* x_strides, const void*
 FB_EXPORT int32_t fb_cross_entropy(void* logits, int32_t dtype, const int64_t* labels, int64_t rows, int64_t vocabulary,
                                    float scale, float cap, int32_t want_grad, float* nll, int32_t threads);
 
+/* ---- adamw ---- */
+
+/* A step of AdamW over `segments` stretches of parameters, whose moments are 8-bit codes with an fp32 scale for each
+ * block of 256:
+ *
+ *     m = beta1 m + rest1 g;   v = beta2 v + rest2 g^2;   p = kept p + step_size m / (sqrt(v) / correction + eps)
+ *
+ * in fp32, then m and v are encoded anew. The code of a value u in [-1, 1], with h the upper 16 bits of u:
+ *
+ *     code = first[h];   code += u > middle[code]
+ */
+typedef struct FbAdamw {
+    void* const* params;      /* [segments] addresses */
+    const void* const* grads; /* [segments] addresses */
+    const int64_t* counts;    /* [segments] elements */
+    const int64_t* offsets;   /* [segments] where the moments begin, a multiple of 256 */
+    int64_t segments;
+    int32_t dtype; /* of params and grads */
+    uint8_t* exp_avg;
+    float* exp_avg_absmax;
+    uint8_t* exp_avg_sq;
+    float* exp_avg_sq_absmax;
+    const float *signed_levels, *unsigned_levels; /* [256], of the codes of m and of v */
+    const uint8_t *signed_first, *unsigned_first; /* [65536] */
+    const float *signed_middle, *unsigned_middle; /* [256] */
+    float beta1, rest1, beta2, rest2, kept, step_size, correction, eps;
+} FbAdamw;
+
+FB_EXPORT int32_t fb_adamw_blockwise(const FbAdamw* args, int32_t threads);
+
 #ifdef __cplusplus
 }
 #endif

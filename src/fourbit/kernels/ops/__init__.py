@@ -1,6 +1,7 @@
 """The operations: schema, checks, fake, autograd, and a typed function each. Importing this registers them."""
 
 from fourbit.kernels.ops.absmax import dequantize_absmax, quantize_absmax
+from fourbit.kernels.ops.adamw import adamw_blockwise
 from fourbit.kernels.ops.attention import attention
 from fourbit.kernels.ops.cross_entropy import linear_cross_entropy
 from fourbit.kernels.ops.dense import dense
@@ -13,6 +14,7 @@ from fourbit.kernels.ops.rotary import rotary
 from fourbit.kernels.ops.swiglu import swiglu
 
 __all__ = [
+    "adamw_blockwise",
     "attention",
     "dense",
     "dequantize_absmax",

@@ -1,6 +1,7 @@
 """Every operation in plain torch: the truth that other backends are held to, on any device."""
 
 from fourbit.kernels.reference.absmax import dequantize_absmax, quantize_absmax
+from fourbit.kernels.reference.adamw import adamw_blockwise
 from fourbit.kernels.reference.attention import attention, attention_backward
 from fourbit.kernels.reference.cross_entropy import linear_cross_entropy
 from fourbit.kernels.reference.dense import dense
@@ -13,6 +14,7 @@ from fourbit.kernels.reference.rotary import rotary
 from fourbit.kernels.reference.swiglu import swiglu, swiglu_backward
 
 __all__ = [
+    "adamw_blockwise",
     "attention",
     "attention_backward",
     "dense",
