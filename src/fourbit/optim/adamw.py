@@ -166,21 +166,21 @@ class PagedAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         params = self._parameters()
-        grads = {i: _dense(param, param.grad) for i, param in enumerate(params) if param.grad is not None}
+        grads = [None if param.grad is None else _dense(param, param.grad) for param in params]
         assert self._states is not None
-        if any(params[index].device != states.device for states in self._states for index in states.parameters):
+        if any(params[states.parameters[0]].device != states.device for states in self._states):
             self._lay_out_again()
         for states in self._states:
             states.reserve()  # or memory may end in the middle of a step
-        for index in grads:
-            self._steps[index] += 1
+        for index, grad in enumerate(grads):
+            self._steps[index] += grad is not None
         groups = [group for group in self.param_groups for _ in group["params"]]
         stepping = Stepping(params, grads, self._steps, groups, self._unfilled, self._scratch)
         for states in self._states:
-            wanted = [page for page in states.pages if any(part.parameter in grads for part in page.segments)]
+            wanted = [page for page in states.pages if any(grads[part.parameter] is not None for part in page.segments)]
             for page, memory in states.visit(wanted, changes=True):
-                update_page(page, memory, stepping)
-        self._unfilled -= grads.keys()
+                update_page(states.views(page, memory, params), stepping)
+        self._unfilled = {index for index in self._unfilled if grads[index] is None}
         return loss
 
     # Saving and loading
@@ -270,6 +270,6 @@ def _dense(param: Tensor, grad: Tensor) -> Tensor:
     """
     if grad.layout != torch.strided:
         raise InputError("PagedAdamW takes no sparse gradients; take torch.optim.SparseAdam.")
-    if grad.stride() == param.stride() or (grad.is_contiguous() and param.is_contiguous()):
+    if (grad.is_contiguous() and param.is_contiguous()) or grad.stride() == param.stride():
         return grad
     return torch.empty_like(param, dtype=grad.dtype).copy_(grad)

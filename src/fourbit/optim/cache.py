@@ -78,18 +78,18 @@ class PageCache:
 
     def reserve(self) -> None:
         """Take all memory that will be needed."""
-        count = len(self._sizes) if self.capacity is None else min(self.capacity, len(self._sizes))
         if self.capacity is None:
-            for page in range(count):
-                self.prefetch(page)
-        elif len(self._slots) + len(self._unused) < count:
-            largest = max(self._sizes)
-            slots = range(count - len(self._slots) - len(self._unused))
-            self._unused += [_Slot(self._make(largest), [self._mover.mark()]) for _ in slots]
+            if len(self._slots) < len(self._sizes):  # in one piece: a system gives larger pages of its own to it
+                parts = self._make(sum(self._sizes)).split(self._sizes)
+                self._slots = OrderedDict((page, _Slot(part)) for page, part in enumerate(parts))
+            return
+        missing = min(self.capacity, len(self._sizes)) - len(self._slots) - len(self._unused)
+        self._unused += [_Slot(self._make(max(self._sizes)), [self._mover.mark()]) for _ in range(missing)]
 
     def prefetch(self, page: int) -> None:
         """Begin to bring a page, if there is room that nobody needs before it."""
         with self._lock:
+            self.reserve()
             if page in self._slots or (slot := self._room(urgent=False)) is None:
                 return
             self._fill(slot, page)
@@ -102,6 +102,7 @@ class PageCache:
             read: False where all of it will be overwritten.
         """
         with self._lock:
+            self.reserve()
             slot = self._slots.get(page)
             if slot is None:
                 slot = self._room(urgent=True)
@@ -140,8 +141,6 @@ class PageCache:
         """A slot that is free now, or will be; None if all are needed. Urgency takes one that is only wanted."""
         if self._unused:
             return self._unused.pop()
-        if self.capacity is None or len(self._slots) < self.capacity:
-            return _Slot(self._make(0))
         free = [(slot.wanted, page) for page, slot in self._slots.items() if not slot.held]
         page = next((page for wanted, page in free if not wanted), free[0][1] if free and urgent else None)
         return None if page is None else self._evict(page)
@@ -158,10 +157,7 @@ class PageCache:
 
     def _fill(self, slot: _Slot, page: int, *, read: bool = True) -> None:
         """Begin to bring a page into a slot; one that was never written is zeros."""
-        if slot.memory.numel() == 0:
-            slot.memory = self._make(self._sizes[page] if self.capacity is None else max(self._sizes))
-            slot.pending = [self._mover.mark()]
-        elif read and page not in self._written:
+        if read and page not in self._written:
             memory = slot.memory
             slot.pending = [self._mover.submit(lambda: _clear(memory), after=slot.pending, outward=False)]
         if read and page in self._written:

@@ -18,6 +18,7 @@ from fourbit.errors import InputError
 from fourbit.optim.cache import PageCache, TieredStore
 from fourbit.optim.layout import Kind, Page, lay_out
 from fourbit.optim.moving import FileStore, HostStore, Mover, Store, StreamMover, ThreadMover, host_memory
+from fourbit.optim.update import PageViews
 from fourbit.words import size
 
 __all__ = ["PAGE_ELEMENTS", "Budget", "PagedStates"]
@@ -108,6 +109,7 @@ class PagedStates:
         page_bytes = budget.page_bytes([kind for _, _, kind in parameters])
         self.pages = lay_out(parameters, page_bytes=page_bytes)
         self._forward = True
+        self._views: dict[int, PageViews] = {}
         self._cache, self._mover = self._tiers(budget)
 
     @property
@@ -168,6 +170,13 @@ class PagedStates:
     def reserve(self) -> None:
         """Take all memory that the first tier will need."""
         self._cache.reserve()
+
+    def views(self, page: Page, memory: Tensor, params: list[Tensor]) -> PageViews:
+        """The parts of a page that is at hand; kept while it stays where it is."""
+        kept = self._views.get(page.index)
+        if kept is None or kept.memory.data_ptr() != memory.data_ptr():
+            kept = self._views[page.index] = PageViews(page, memory, params)
+        return kept
 
     def visit(self, wanted: Sequence[Page], *, changes: bool) -> Iterator[tuple[Page, Tensor]]:
         """Go through pages, each with its [bytes] uint8 on the device; the next ones are fetched meanwhile.

@@ -7,7 +7,6 @@ in a scratch copy that is rounded back. 8-bit moments have a kernel of ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor
 
 from fourbit.kernels.ops import adamw_blockwise
-from fourbit.optim.layout import Page, Segment
+from fourbit.optim.layout import Page
 
-__all__ = ["Stepping", "flat", "update_page"]
+__all__ = ["PageViews", "Stepping", "flat", "update_page"]
 
 
 @dataclass
@@ -26,7 +25,7 @@ class Stepping:
 
     Attributes:
         params: all parameters, by index.
-        grads: those there are, by index; dense, with the strides of their parameters.
+        grads: those there are, by index, else None; dense, with the strides of their parameters.
         steps: how many each parameter has taken, this one included.
         groups: the parameter group of each.
         unfilled: the parameters whose fp32 copies are yet to be made.
@@ -34,7 +33,7 @@ class Stepping:
     """
 
     params: list[Tensor]
-    grads: Mapping[int, Tensor]
+    grads: list[Tensor | None]
     steps: list[int]
     groups: list[dict[str, Any]]
     unfilled: set[int]
@@ -48,11 +47,11 @@ class Stepping:
             self.counters[key] = torch.full((), float(step), device=device)
         return self.counters[key]
 
-    def part(self, name: str, page: Page, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[elements] of scratch memory, as long as a page."""
+    def part(self, name: str, elements: int, device: torch.device) -> Tensor:
+        """[elements] fp32 of scratch memory."""
         kept = self.scratch.get(name)
-        if kept is None or kept.numel() < page.elements or kept.device != device or kept.dtype != dtype:
-            kept = self.scratch[name] = torch.empty(page.elements, dtype=dtype, device=device)
+        if kept is None or kept.numel() < elements or kept.device != device:
+            kept = self.scratch[name] = torch.empty(elements, dtype=torch.float32, device=device)
         return kept
 
 
@@ -61,113 +60,127 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
-def update_page(page: Page, memory: Tensor, stepping: Stepping) -> None:
-    """Take a step with all elements of a page whose parameters have gradients.
+class PageViews:
+    """The sections of a page in memory, cut by segments. Views cost more to make than to update with.
 
     Args:
-        memory: [page.size_bytes] uint8 on the device of the parameters.
+        memory: [page.size_bytes] uint8.
+        params: all parameters, by index.
+
+    Attributes:
+        memory, page: as given.
+        sections: [elements] each, by name; see `Kind.sections`.
+        cut: for each section of one entry per element, its part for each segment. The part of a parameter that lies in
+            this page as a whole has the shape and the strides of that parameter.
+        whole: whether each segment is a whole parameter.
     """
-    batches: dict[tuple[int, int], list[Segment]] = {}
-    for segment in page.segments:
+
+    def __init__(self, page: Page, memory: Tensor, params: list[Tensor]) -> None:
+        self.memory, self.page = memory, page
+        self.sections = page.kind.sections(memory, page.elements)
+        self.whole = [part.count == params[part.parameter].numel() for part in page.segments]
+        self.cut = {name: self.places(self.sections[name], params) for name in ("exp_avg", "exp_avg_sq", "master")
+                    if name in self.sections}  # fmt: skip
+
+    def places(self, section: Tensor, params: list[Tensor]) -> list[Tensor]:
+        """[elements] cut by segments."""
+        found = []
+        for part, whole in zip(self.page.segments, self.whole, strict=True):
+            place, param = section[part.offset : part.offset + part.count], params[part.parameter]
+            found.append(place.as_strided(param.shape, param.stride()) if whole else place)
+        return found
+
+
+def update_page(views: PageViews, stepping: Stepping) -> None:
+    """Take a step with all elements of a page whose parameters have gradients."""
+    batches: dict[tuple[int, int], list[int]] = {}
+    segments, grads, steps, groups = views.page.segments, stepping.grads, stepping.steps, stepping.groups
+    for number, segment in enumerate(segments):
         index = segment.parameter
-        if index in stepping.grads:
-            batches.setdefault((id(stepping.groups[index]), stepping.steps[index]), []).append(segment)
-    sections = page.kind.sections(memory, page.elements)
-    for segments in batches.values():
-        _fill_masters(segments, sections, stepping)
-        if page.kind.bits == 8:
-            _update_8bit(page, segments, sections, stepping)
+        if grads[index] is not None:
+            batches.setdefault((id(groups[index]), steps[index]), []).append(number)
+    for numbers in batches.values():
+        _Batch(views, stepping, numbers).update()
+
+
+class _Batch:
+    """The segments of a page that are in one parameter group and at one step.
+
+    Attributes:
+        params, grads: what is updated, and by what: the whole tensor or a stretch of it, for each segment.
+    """
+
+    def __init__(self, views: PageViews, stepping: Stepping, numbers: list[int]) -> None:
+        self._views, self._stepping, self._numbers = views, stepping, numbers
+        self.params: list[Tensor] = []
+        self.grads: list[Tensor] = []
+        for number in numbers:
+            segment = views.page.segments[number]
+            param, grad = stepping.params[segment.parameter], stepping.grads[segment.parameter]
+            assert grad is not None
+            if not views.whole[number]:
+                stretch = slice(segment.start, segment.stop)
+                param, grad = flat(param)[stretch], flat(grad)[stretch]
+            self.params.append(param)
+            self.grads.append(grad)
+        first = views.page.segments[numbers[0]].parameter
+        self._group, self._step = stepping.groups[first], stepping.steps[first]
+
+    def update(self) -> None:
+        """Update the parameters, or fp32 copies of them that are then rounded back."""
+        views, params, grads = self._views, self.params, self.grads
+        bits, master = views.page.kind.bits, views.page.kind.master
+        fp32 = torch.float32
+        alike = all(grad.dtype == param.dtype for param, grad in zip(params, grads, strict=True))
+        if not master and alike and (params[0].dtype == fp32 if bits == 32 else True) and self._of_one_dtype():
+            self._run(params, grads)
+            return
+        if any(grad.dtype != fp32 for grad in grads):
+            widened = self._scratch("grads")
+            torch._foreach_copy_(widened, grads)
+            grads = widened
+        if master:
+            copies = self._cut("master")
+            self._fill_masters(copies)
         else:
-            _update_32bit(page, segments, sections, stepping)
+            copies = self._scratch("params")
+            torch._foreach_copy_(copies, params)
+        self._run(copies, grads)
+        torch._foreach_copy_(params, copies)
 
+    def _of_one_dtype(self) -> bool:
+        return len({param.dtype for param in self.params}) == 1
 
-def _fill_masters(segments: list[Segment], sections: dict[str, Tensor], stepping: Stepping) -> None:
-    new = [segment for segment in segments if segment.parameter in stepping.unfilled] if "master" in sections else []
-    if new:
-        params = [_stretch(stepping.params[segment.parameter], segment) for segment in new]
-        torch._foreach_copy_([_place(sections["master"], segment) for segment in new], params)
-
-
-def _update_32bit(page: Page, segments: list[Segment], sections: dict[str, Tensor], stepping: Stepping) -> None:
-    params = [_stretch(stepping.params[segment.parameter], segment) for segment in segments]
-    grads = [_stretch(stepping.grads[segment.parameter], segment) for segment in segments]
-    exp_avg = [_place(sections["exp_avg"], segment) for segment in segments]
-    exp_avg_sq = [_place(sections["exp_avg_sq"], segment) for segment in segments]
-    group, step, _ = _settings(segments, stepping)
-
-    def update(params: list[Tensor], grads: list[Tensor]) -> None:
-        counters = [stepping.counter(step, params[0].device)] * len(params)
+    def _run(self, params: list[Tensor], grads: list[Tensor]) -> None:
+        """AdamW, for parameters and gradients of one dtype."""
+        group, sections = self._group, self._views.sections
+        lr, eps, weight_decay = float(group["lr"]), float(group["eps"]), float(group["weight_decay"])
+        beta1, beta2 = (float(beta) for beta in group["betas"])
+        if self._views.page.kind.bits == 8:
+            adamw_blockwise(
+                sections["exp_avg"], sections["exp_avg_absmax"], sections["exp_avg_sq"], sections["exp_avg_sq_absmax"],
+                params, grads, [self._views.page.segments[number].offset for number in self._numbers],
+                lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, step=self._step,
+            )  # fmt: skip
+            return
         torch._fused_adamw_(
-            params, grads, exp_avg, exp_avg_sq, [], counters, amsgrad=False, maximize=False, **group
+            params, grads, self._cut("exp_avg"), self._cut("exp_avg_sq"), [],
+            [self._stepping.counter(self._step, params[0].device)] * len(params),
+            lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, amsgrad=False, maximize=False,
         )  # fmt: skip
 
-    _in_fp32(page, segments, sections, stepping, params, grads, update)
+    def _cut(self, name: str) -> list[Tensor]:
+        return self._chosen(self._views.cut[name])
 
+    def _scratch(self, name: str) -> list[Tensor]:
+        elements, device = self._views.page.elements, self.params[0].device
+        return self._chosen(self._views.places(self._stepping.part(name, elements, device), self._stepping.params))
 
-def _update_8bit(page: Page, segments: list[Segment], sections: dict[str, Tensor], stepping: Stepping) -> None:
-    params = [_stretch(stepping.params[segment.parameter], segment) for segment in segments]
-    grads = [_stretch(stepping.grads[segment.parameter], segment) for segment in segments]
-    group, step, betas = _settings(segments, stepping)
-    states = [sections[name] for name in ("exp_avg", "exp_avg_absmax", "exp_avg_sq", "exp_avg_sq_absmax")]
-    offsets = [segment.offset for segment in segments]
+    def _chosen(self, parts: list[Tensor]) -> list[Tensor]:
+        return parts if len(self._numbers) == len(parts) else [parts[number] for number in self._numbers]
 
-    def update(params: list[Tensor], grads: list[Tensor]) -> None:
-        adamw_blockwise(
-            states[0], states[1], states[2], states[3], params, grads, offsets, lr=group["lr"], betas=betas,
-            eps=group["eps"], weight_decay=group["weight_decay"], step=step,
-        )  # fmt: skip
-
-    alike = all(param.dtype == grad.dtype == params[0].dtype for param, grad in zip(params, grads, strict=True))
-    if page.kind.master or not alike:
-        _in_fp32(page, segments, sections, stepping, params, grads, update)
-    else:
-        update(params, grads)
-
-
-def _in_fp32(
-    page: Page,
-    segments: list[Segment],
-    sections: dict[str, Tensor],
-    stepping: Stepping,
-    params: list[Tensor],
-    grads: list[Tensor],
-    update: Callable[[list[Tensor], list[Tensor]], None],
-) -> None:
-    """Update parameters that are fp32, or fp32 copies of them that are then rounded back."""
-    device, fp32 = params[0].device, torch.float32
-    if any(grad.dtype != fp32 for grad in grads):
-        scratch = stepping.part("grads", page, device)
-        widened = [_place(scratch, segment) for segment in segments]
-        torch._foreach_copy_(widened, grads)
-        grads = widened
-    if page.kind.master:
-        copies = [_place(sections["master"], segment) for segment in segments]
-    elif any(param.dtype != fp32 for param in params):
-        scratch = stepping.part("params", page, device)
-        copies = [_place(scratch, segment) for segment in segments]
-        torch._foreach_copy_(copies, params)
-    else:
-        update(params, grads)
-        return
-    update(copies, grads)
-    torch._foreach_copy_(params, copies)
-
-
-def _settings(segments: list[Segment], stepping: Stepping) -> tuple[dict[str, float], int, tuple[float, float]]:
-    """The numbers that torch's kernel takes, the step, and the betas once more as a pair."""
-    index = segments[0].parameter
-    group = stepping.groups[index]
-    beta1, beta2 = float(group["betas"][0]), float(group["betas"][1])
-    numbers = {name: float(group[name]) for name in ("lr", "weight_decay", "eps")}
-    return {**numbers, "beta1": beta1, "beta2": beta2}, stepping.steps[index], (beta1, beta2)
-
-
-def _stretch(tensor: Tensor, segment: Segment) -> Tensor:
-    """The elements of a parameter, or of its gradient, that a segment stands for."""
-    whole = flat(tensor)
-    return whole if segment.count == whole.numel() else whole[segment.start : segment.stop]
-
-
-def _place(section: Tensor, segment: Segment) -> Tensor:
-    """The elements of a section of a page that belong to a segment."""
-    return section[segment.offset : segment.offset + segment.count]
+    def _fill_masters(self, copies: list[Tensor]) -> None:
+        indices = [self._views.page.segments[number].parameter for number in self._numbers]
+        new = [place for place, index in enumerate(indices) if index in self._stepping.unfilled]
+        if new:
+            torch._foreach_copy_([copies[place] for place in new], [self.params[place] for place in new])
