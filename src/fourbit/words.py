@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["duration", "size"]
+import re
+
+from fourbit.errors import InputError
+
+__all__ = ["duration", "parse_size", "size"]
+
+_SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:e(\d+))?\s*(?:([kmgtp]?)(i?)b?|bytes?)", re.IGNORECASE)
 
 
 def size(count: float) -> str:
@@ -12,6 +18,28 @@ def size(count: float) -> str:
             break
         count /= 1000
     return f"{count:,.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:,.1f} {unit}"
+
+
+def parse_size(text: str | float, what: str = "The size") -> int:
+    """The bytes that a text means: 24GB, 24 GB and 24G in powers of ten, 24GiB in powers of two, or a plain number.
+
+    Args:
+        what: what it is the size of, for the message.
+
+    Raises:
+        InputError: it is no size, or not above 0.
+    """
+    found = _SIZE.fullmatch(str(text).strip())
+    if found is None or isinstance(text, bool):
+        raise InputError(f"{what} is {text!r}, which is no size; write 24GB, 24GiB or 0.5T, say.")
+    number, power, unit, binary = found.groups()
+    if binary and not unit:
+        raise InputError(f"{what} is {text!r}, which is no size; write 24GB, 24GiB or 0.5T, say.")
+    exponent = "kmgtp".index(unit.lower()) + 1 if unit else 0
+    count = round(float(number) * 10 ** int(power or 0) * (1024 if binary else 1000) ** exponent)
+    if count <= 0:
+        raise InputError(f"{what} is {text!r}; it must be above 0 bytes.")
+    return count
 
 
 def duration(seconds: float) -> str:
