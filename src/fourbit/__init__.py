@@ -17,6 +17,7 @@ _HOMES = {
     "evaluate": "fourbit.evaluate",
     "load": "fourbit.models.loading",
     "nn": "fourbit.nn",
+    "optim": "fourbit.optim",
     "prepare": "fourbit.models.prepare",
     "quantize": "fourbit.quant.tensor",
     "quantize_module": "fourbit.nn.convert",
@@ -30,13 +31,14 @@ __all__ = [
     "evaluate",
     "load",
     "nn",
+    "optim",
     "prepare",
     "quantize",
     "quantize_module",
 ]
 
 if TYPE_CHECKING:
-    from fourbit import evaluate, nn
+    from fourbit import evaluate, nn, optim
     from fourbit.kernels import backends
     from fourbit.models.loading import load
     from fourbit.models.prepare import prepare

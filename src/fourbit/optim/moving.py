@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from fourbit.errors import InputError
 from fourbit.words import size
 
-__all__ = ["DONE", "FileStore", "HostStore", "Mover", "Store", "StreamMover", "ThreadMover", "Ticket"]
+__all__ = ["DONE", "FileStore", "HostStore", "Mover", "Store", "StreamMover", "ThreadMover", "Ticket", "open_reserved"]
 
 CHUNK_BYTES = 64 << 20
 """Host memory is taken in pieces of about so much: torch rounds a pinned piece up to a power of two."""
@@ -194,7 +194,14 @@ class FileStore:
 
     def __init__(self, folder: str | os.PathLike[str], *, pages: int, page_bytes: int) -> None:
         self._page_bytes = page_bytes
-        self._file = open_reserved(folder, pages * page_bytes)
+        total = pages * page_bytes
+        try:
+            self._file = open_reserved(folder, total)
+        except OSError as error:
+            raise InputError(
+                f"The folder {os.fspath(folder)!r} cannot take the optimizer's {size(total)} of pages:"
+                f" {error.strerror}; give another `folder`, or take state_bits=8."
+            ) from error
 
     def read(self, page: int, memory: Tensor) -> None:
         self._move(os.preadv, page, memory)
@@ -217,29 +224,20 @@ class FileStore:
         """The system reads ahead by itself."""
 
 
-def open_reserved(folder: str | os.PathLike[str], size_bytes: int) -> tempfile._TemporaryFileWrapper[bytes]:
+def open_reserved(folder: str | os.PathLike[str], size_bytes: int) -> IO[bytes]:
     """A file without a name in a folder, which is made if need be, with room on the disk for so many bytes.
 
     Raises:
-        InputError: the folder cannot be written to, or the disk has too little room.
+        OSError: the folder cannot be written to, or the disk has too little room.
     """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # it lives as long as the pages do
-    except OSError as error:
-        raise InputError(
-            f"The folder {os.fspath(folder)!r} for the optimizer's pages cannot be written to: {error.strerror}; give"
-            " another `folder`."
-        ) from error
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # it lives as long as the pages do
     try:
         if size_bytes and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size_bytes)
         else:
             file.truncate(size_bytes)
-    except OSError as error:
+    except OSError:
         file.close()
-        raise InputError(
-            f"The disk of {os.fspath(folder)!r} has no {size(size_bytes)} for the optimizer's pages: {error.strerror};"
-            " give a `folder` on another disk, or take state_bits=8."
-        ) from error
-    return file  # type: ignore[return-value]
+        raise
+    return file

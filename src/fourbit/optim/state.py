@@ -73,7 +73,7 @@ def take_states(
         folder: for a mapped file to hold them; None for memory.
 
     Raises:
-        InputError: the disk has no room for that file.
+        OSError: the disk has no room for that file.
     """
     kinds = {s.parameter: page.kind for place in places for page in place.pages for s in page.segments}
     wanted = {index: _lengths(kind, params[index].numel()) for index, kind in kinds.items() if steps[index]}

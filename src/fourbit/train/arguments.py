@@ -36,7 +36,7 @@ def arguments(config: TrainConfig, *, evaluates: bool) -> SFTConfig:
         "lr_scheduler_type": config.lr_scheduler_type,
         # A share is rounded up, and the first step of a warm-up has the rate 0: a run of one step would learn nothing.
         "warmup_steps": 0 if config.max_steps == 1 and config.warmup_steps < 1 else _whole(config.warmup_steps),
-        "optim": config.optim,
+        "optim": "paged_adamw_32bit" if config.optim == "paged_adamw" else config.optim,
         "adam_beta2": config.adam_beta2,
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,

@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 from fourbit.errors import InputError
 from fourbit.quant.config import COMPUTE_DTYPES, QuantConfig, chosen_config
 from fourbit.train import values
+from fourbit.words import parse_size
 
 __all__ = ["USUAL_LENGTH", "TrainConfig"]
 
@@ -62,6 +63,10 @@ NOT_POSSIBLE = {
 """Fields of `SFTConfig` that have no meaning here, and why."""
 
 
+OURS_BY_NAME = {"adamw_8bit": 8, "paged_adamw": 32, "paged_adamw_32bit": 32, "paged_adamw_8bit": 8}
+"""transformers' names, where they mean bitsandbytes', for `fourbit.optim.PagedAdamW`, and the bits of its states."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything a run depends on. The defaults are Guanaco's, and three passes over the data.
@@ -89,6 +94,12 @@ class TrainConfig:
         activation_offloading: move what checkpointing keeps to the host's memory; without a GPU it is there anyway.
         group_by_length: put examples of about one length into a batch.
         eval_steps, save_steps, logging_steps, warmup_steps: steps, or a share of all steps if below 1.
+        optim: transformers' name of an optimizer; `paged_adamw_32bit`, `paged_adamw_8bit` and `adamw_8bit` are ours.
+        optim_device_budget: what pages of its state may take on a GPU, "2GB" say; 256 MiB where the name says paged.
+        optim_host_budget: what they may take in the host's memory; the others are in a file.
+        optim_folder: where that file is; by default in `output`.
+        optim_page_elements: of a page; by default 2^20, or what is a quarter of a budget.
+        optim_master_weights: keep fp32 copies of bf16 adapters among the pages.
         samples: questions that the model is asked before and after, for the report.
         sample_tokens: the longest answer to one.
         extra: further fields of trl's `SFTConfig`.
@@ -138,6 +149,11 @@ class TrainConfig:
     lr_scheduler_type: str = "constant_with_warmup"
     warmup_steps: float = 0.03
     optim: str = "adamw_torch_fused"
+    optim_device_budget: int | str | None = None
+    optim_host_budget: int | str | None = None
+    optim_folder: str | None = None
+    optim_page_elements: int | None = None
+    optim_master_weights: bool = False
     adam_beta2: float = 0.999
     weight_decay: float = 0.0
     max_grad_norm: float = 0.3
@@ -160,6 +176,7 @@ class TrainConfig:
             object.__setattr__(self, item.name, value)
         self._check_words()
         self._check_ranges()
+        self._check_optimizer()
         self.quantization()
 
     def _check_words(self) -> None:
@@ -194,6 +211,25 @@ class TrainConfig:
             )
         if self.max_steps == 0 or self.max_steps < -1:
             raise InputError(f"`max_steps` is {self.max_steps}; it must be 1 or more, or -1 for num_train_epochs.")
+
+    def _check_optimizer(self) -> None:
+        given = [name for name in _OPTIM_KEYS if getattr(self, name) not in (None, False)]
+        if self.optim not in OURS_BY_NAME:
+            if given:
+                raise InputError(
+                    f"`{given[0]}` is for an optimizer with pages, and `optim` is {self.optim}; set it to"
+                    " paged_adamw_32bit or paged_adamw_8bit."
+                )
+            return
+        if self.extra.get("optim_args"):
+            raise InputError(f"`optim_args` means nothing to {self.optim}; leave it out.")
+        if self.optim_master_weights and self.adapter_dtype == "float32":
+            raise InputError("`optim_master_weights` is for adapters in 16 bits; set `adapter_dtype` to bfloat16.")
+        for name in ("optim_device_budget", "optim_host_budget"):
+            if getattr(self, name) is not None:
+                parse_size(getattr(self, name), f"`{name}`")
+        if self.optim_folder is not None and self.optim_host_budget is None:
+            raise InputError("`optim_folder` is for the pages beyond `optim_host_budget`; give that, too.")
 
     def quantization(self) -> QuantConfig | None:
         """How the model is to be quantized; None where it says for itself, or is left in 16 bits.
@@ -281,6 +317,13 @@ _MEANING = {
     "data": "a file, a folder or a name on the hub",
     "output": "the folder to write",
 }
+_OPTIM_KEYS = (
+    "optim_device_budget",
+    "optim_host_budget",
+    "optim_folder",
+    "optim_page_elements",
+    "optim_master_weights",
+)
 _AT_LEAST = {
     "limit": 1,
     "eval_size": 0,
@@ -294,6 +337,7 @@ _AT_LEAST = {
     "max_grad_norm": 0,
     "seed": 0,
     "data_seed": 0,
+    "optim_page_elements": 64,
     "save_total_limit": 1,
     "samples": 0,
     "sample_tokens": 1,

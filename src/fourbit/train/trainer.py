@@ -34,6 +34,7 @@ from fourbit.train.arguments import arguments
 from fourbit.train.config import TrainConfig
 from fourbit.train.events import Evaluated, OnEvent, Said, Saved, Stepped
 from fourbit.train.interrupt import Stop
+from fourbit.train.optimizer import optimizer
 from fourbit.train.order import EpochSampler
 from fourbit.train.progress import Meter, memory_bytes, peak_bytes
 
@@ -84,6 +85,7 @@ class FourbitTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not followed
             eval_dataset=eval_data,
             processing_class=tokenizer,
             callbacks=[RunCallback(self)],
+            optimizer_cls_and_kwargs=optimizer(config),
         )
         # trl has put its own loss in front of the model's forward pass.
         if own_forward is None:
