@@ -168,7 +168,7 @@ class PagedAdamW(torch.optim.Optimizer):
         params = self._parameters()
         grads = [None if param.grad is None else _dense(param, param.grad) for param in params]
         assert self._states is not None
-        if any(params[states.parameters[0]].device != states.device for states in self._states):
+        if any(params[next(iter(states.kinds))].device != states.device for states in self._states):
             self._lay_out_again()
         for states in self._states:
             states.reserve()  # or memory may end in the middle of a step

@@ -87,13 +87,14 @@ class PageCache:
         self._unused += [_Slot(self._make(max(self._sizes)), [self._mover.mark()]) for _ in range(missing)]
 
     def prefetch(self, page: int) -> None:
-        """Begin to bring a page, if there is room that nobody needs before it."""
+        """Begin to bring a page, if there is room that nobody needs before it; one that is at hand stays."""
         with self._lock:
             self.reserve()
-            if page in self._slots or (slot := self._room(urgent=False)) is None:
-                return
-            self._fill(slot, page)
-            slot.wanted = True
+            slot = self._slots.get(page)
+            if slot is None and (slot := self._room(urgent=False)) is not None:
+                self._fill(slot, page)
+            if slot is not None:
+                slot.wanted = True
 
     def acquire(self, page: int, *, read: bool = True) -> Tensor:
         """[bytes] uint8 of a page, to be worked on until it is released.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -202,6 +203,7 @@ class FileStore:
                 f"The folder {os.fspath(folder)!r} cannot take the optimizer's {size(total)} of pages:"
                 f" {error.strerror}; give another `folder`, or take state_bits=8."
             ) from error
+        weakref.finalize(self, self._file.close)
 
     def read(self, page: int, memory: Tensor) -> None:
         self._move(os.preadv, page, memory)

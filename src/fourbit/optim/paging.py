@@ -98,14 +98,14 @@ class PagedStates:
     Attributes:
         device: as given.
         pages: all of them.
-        parameters: the indices of the parameters.
+        kinds: of the parameters, by index.
 
     Raises:
         InputError: a budget has no room for a page, or the folder or its disk none for the file.
     """
 
     def __init__(self, device: torch.device, parameters: Sequence[tuple[int, int, Kind]], budget: Budget) -> None:
-        self.device, self.parameters = device, [index for index, _, _ in parameters]
+        self.device, self.kinds = device, {index: kind for index, _, kind in parameters}
         page_bytes = budget.page_bytes([kind for _, _, kind in parameters])
         self.pages = lay_out(parameters, page_bytes=page_bytes)
         self._forward = True

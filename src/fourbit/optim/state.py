@@ -75,7 +75,7 @@ def take_states(
     Raises:
         OSError: the disk has no room for that file.
     """
-    kinds = {s.parameter: page.kind for place in places for page in place.pages for s in page.segments}
+    kinds = {index: kind for place in places for index, kind in place.kinds.items()}
     wanted = {index: _lengths(kind, params[index].numel()) for index, kind in kinds.items() if steps[index]}
     total = sum(_padded(n * dtype.itemsize) for parts in wanted.values() for _, n, dtype in parts.values())
     room = _Room(folder, total)

@@ -273,6 +273,14 @@ class FourbitTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not followed
         self.last_logged = checkpoints.step_of(checkpoint)
         self.args.eval_on_start = False
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """In the dtype that the adapter has: peft would make one in 16 bits fp32, and the run another from here on."""
+        dtypes = {name: parameter.dtype for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, parameter in self.model.named_parameters():
+            if name in dtypes:
+                parameter.data = parameter.data.to(dtypes[name])
+
     def restore(self, checkpoint: Path) -> None:
         """Take the adapter and the history of a checkpoint, and train no further."""
         self._load_from_checkpoint(str(checkpoint))
