@@ -117,7 +117,10 @@ def test_other_names_are_transformers(make_config: Callable[..., TrainConfig]) -
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"optim_host_budget": "1GB"}, "`optim_host_budget` is for an optimizer with pages, and `optim` is adamw_torch"),
+        (
+            {"optim_host_budget": "1GB"},
+            "`optim_host_budget` is for an optimizer with pages, and `optim` is adamw_torch",
+        ),
         ({"optim": "paged_adamw", "optim_host_budget": "much"}, "`optim_host_budget` is 'much', which is no size"),
         ({"optim": "paged_adamw", "optim_host_budget": -1}, "`optim_host_budget` is -1, which is no size"),
         ({"optim": "paged_adamw", "optim_folder": "x"}, "`optim_folder` is for the pages beyond `optim_host_budget`"),

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from fourbit.formats import dynamic_map, nearest_tables
+from fourbit.kernels.moments import check_moments
 from fourbit.kernels.native.library import DTYPES, I32, I64, POINTER, bind, check, threads
 
 __all__ = ["accepts_adamw_blockwise", "adamw_blockwise"]
@@ -47,10 +48,8 @@ def accepts_adamw_blockwise(
     *numbers: float,
 ) -> str | None:
     """fp32, fp16 and bf16."""
-    from fourbit.kernels.ops.adamw import check as check_sizes
-
     del numbers
-    check_sizes(exp_avg, exp_avg_absmax, exp_avg_sq, exp_avg_sq_absmax, params, grads, offsets)
+    check_moments(exp_avg, exp_avg_absmax, exp_avg_sq, exp_avg_sq_absmax, params, grads, offsets)
     return f"it takes no {params[0].dtype}" if params and params[0].dtype not in DTYPES else None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fourbit.formats import STATE_BLOCK_SIZE, dynamic_map, nearest_tables
 from fourbit.kernels.dispatch import kept_for_all
+from fourbit.kernels.moments import check_moments
 
 __all__ = ["adamw_blockwise", "decode_moment", "encode_moment"]
 
@@ -30,6 +31,7 @@ def adamw_blockwise(
     step: int,
 ) -> None:
     """See `kernels.ops.adamw`; every product, sum, quotient and root is rounded to fp32."""
+    check_moments(exp_avg, exp_avg_absmax, exp_avg_sq, exp_avg_sq_absmax, params, grads, offsets)
     first, second = 1 - beta1**step, math.sqrt(1 - beta2**step)
     for param, grad, offset in zip(params, grads, offsets, strict=True):
         count = param.numel()
