@@ -16,6 +16,7 @@ GROUPS = {
     "ops": ("quantize", "dequantize", "linear"),
     "load": ("load",),
     "step": ("step",),
+    "optimizer": ("optimizer",),
     "decode": ("decode",),
 }
 """What `--what` takes, in the order of measuring, and the modules of this package behind each word.

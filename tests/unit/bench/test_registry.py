@@ -48,6 +48,7 @@ def test_the_bars_are_the_ones_that_were_set() -> None:
     assert bars["linear-1"][("share", "limit: read")] == 0.75
     assert bars["load"] == {("speed", "bitsandbytes"): 5, ("memory", "bitsandbytes"): 0.5}
     assert bars["step"][("speed", "bitsandbytes, documented")] == 2
+    assert bars["adamw"][("speed", "torch, fused")] == bars["adamw-many"][("speed", "torch, fused")] == 0.9
     assert bars["step"][("speed", "bitsandbytes, lean")] == 1.25
     assert bars["step"][("speed", "fourbit, 16-bit LoRA")] == 0.95
     assert bars["step"][("memory", "bitsandbytes, lean")] == 1
@@ -62,7 +63,10 @@ def test_words_choose_cases() -> None:
     assert names("step") == ["step", "step-checkpointing"]
     assert set(names("ops")) > set(names("dequantize")) > set()
     assert names("decode") == ["decode-1", "decode-1-lora", "decode-8", "decode-8-lora"]
-    assert names("machine", "ops", "load", "step", "decode") == [case.name for _, case in registry.all_cases()]
+    assert names("optimizer") == ["adamw", "adamw-many", "adamw-8bit"]
+    assert names("machine", "ops", "load", "step", "optimizer", "decode") == [
+        case.name for _, case in registry.all_cases()
+    ]
     with pytest.raises(InputError, match="nothing called 'speed' to measure; choose from machine, ops"):
         names("speed")
 

@@ -17,6 +17,7 @@ from triton.compiler import ASTSource
 
 from fourbit.kernels.triton import (
     absmax,
+    adamw,
     cross_entropy,
     dequantize,
     linear,
@@ -90,6 +91,11 @@ def kernels() -> list[Kernel]:
                     )
                 )  # fmt: skip
         table += products(kind, architectures) + modules(kind, architectures)
+        moments = dict.fromkeys(adamw._update.arg_names[:-1], "fp32") | {"param": f"*{kind}", "grad": f"*{kind}"}
+        moments |= dict.fromkeys(("m_codes", "v_codes", "signed_first", "unsigned_first"), "*u8") | {"count": "i32"}
+        moments |= dict.fromkeys(("m_scales", "v_scales"), "*fp32")
+        moments |= {f"{sign}_{table}": "*fp32" for sign in ("signed", "unsigned") for table in ("levels", "middle")}
+        table.append(Kernel(f"adamw {kind}", adamw._update, moments, {"BLOCK": 256}, architectures))
     return table
 
 
