@@ -30,13 +30,11 @@ def parse_size(text: str | float, what: str = "The size") -> int:
         InputError: it is no size, or not above 0.
     """
     found = _SIZE.fullmatch(str(text).strip())
-    if found is None or isinstance(text, bool):
-        raise InputError(f"{what} is {text!r}, which is no size; write 24GB, 24GiB or 0.5T, say.")
-    number, power, unit, binary = found.groups()
-    if binary and not unit:
+    number, power, unit, binary = found.groups() if found else ("", "", "", "")
+    if found is None or isinstance(text, bool) or (binary and not unit) or len(power or "") > 2 or len(number) > 30:
         raise InputError(f"{what} is {text!r}, which is no size; write 24GB, 24GiB or 0.5T, say.")
     exponent = "kmgtp".index(unit.lower()) + 1 if unit else 0
-    count = round(float(number) * 10 ** int(power or 0) * (1024 if binary else 1000) ** exponent)
+    count = round(float(number) * 10.0 ** int(power or 0) * (1024.0 if binary else 1000.0) ** exponent)
     if count <= 0:
         raise InputError(f"{what} is {text!r}; it must be above 0 bytes.")
     return count

@@ -145,11 +145,11 @@ def _half(bytes_per_parameter: int, where: str, **settings: Any) -> Make:
     return make
 
 
-def _torch(**settings: bool) -> Make:
+def _torch(*, fused: bool = False, foreach: bool = False) -> Make:
     def make(params: list[Any], _: Path) -> Any:
         import torch
 
-        return torch.optim.AdamW(params, lr=RATE, **settings)
+        return torch.optim.AdamW(params, lr=RATE, fused=fused, foreach=foreach)
 
     return make
 

@@ -212,7 +212,7 @@ class FileStore:
         self._move(os.pwritev, page, memory)
 
     def _move(self, move: Callable[[int, Sequence[memoryview], int], int], page: int, memory: Tensor) -> None:
-        left, place = memoryview(memory.numpy()), page * self._page_bytes
+        left, place = memoryview(memory.numpy()), page * self._page_bytes  # type: ignore[arg-type]  # numpy's stubs
         while left:
             try:
                 moved = move(self._file.fileno(), [left], place)

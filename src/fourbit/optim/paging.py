@@ -24,7 +24,7 @@ from fourbit.words import size
 __all__ = ["PAGE_ELEMENTS", "Budget", "PagedStates"]
 
 PAGE_ELEMENTS = 1 << 20
-"""Elements of a page where nobody says: 8 MiB of 32-bit states, which a PCIe bus carries in a fifth of a millisecond."""
+"""Elements of a page where nobody says: 8 MiB of 32-bit states, which a PCIe bus carries in some 0.2 ms."""
 
 AHEAD = 2
 """Pages that are fetched while one is worked on: one on its way in while the other one's predecessor leaves."""

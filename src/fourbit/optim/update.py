@@ -1,8 +1,8 @@
 """A step of AdamW on one page: every parameter that has elements in it, in as few calls as can be.
 
-With fp32 parameters it is torch's own fused kernel on views of the page, so that paging changes no bit. Parameters in 16
-bits are updated in fp32 as well: in their fp32 copies among the pages (`master`), which stay exact from step to step, or
-in a scratch copy that is rounded back. 8-bit moments have a kernel of ours.
+With fp32 parameters it is torch's own fused kernel on views of the page, so that paging changes no bit. Parameters in
+16 bits are updated in fp32 as well: in their fp32 copies among the pages (`master`), which stay exact from step to
+step, or in a scratch copy that is rounded back. 8-bit moments have a kernel of ours.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class PageViews:
         self.memory, self.page = memory, page
         self.sections = page.kind.sections(memory, page.elements)
         self.whole = [part.count == params[part.parameter].numel() for part in page.segments]
-        self.cut = {name: self.places(self.sections[name], params) for name in ("exp_avg", "exp_avg_sq", "master")
-                    if name in self.sections}  # fmt: skip
+        names = [name for name in ("exp_avg", "exp_avg_sq", "master") if name in self.sections]
+        self.cut: dict[str, list[Tensor]] = {name: self.places(self.sections[name], params) for name in names}
 
     def places(self, section: Tensor, params: list[Tensor]) -> list[Tensor]:
         """[elements] cut by segments."""

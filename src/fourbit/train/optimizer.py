@@ -1,4 +1,4 @@
-"""Which optimizer a run takes, by transformers' names; those that stand for bitsandbytes' paged and 8-bit AdamW are ours."""
+"""Which optimizer a run takes, by transformers' names: those of bitsandbytes' paged and 8-bit AdamW stand for ours."""
 
 from __future__ import annotations
 

@@ -260,7 +260,7 @@ def test_settings_that_make_no_sense_are_one_sentence(settings: dict[str, Any], 
 
 
 def test_parameters_that_cannot_be_paged_are_refused() -> None:
-    with pytest.raises(InputError, match="not torch.float64"):
+    with pytest.raises(InputError, match=r"not torch\.float64"):
         PagedAdamW([nn.Parameter(torch.zeros(5, dtype=torch.float64))])
     with pytest.raises(InputError, match="part of a larger tensor"):
         PagedAdamW([nn.Parameter(torch.zeros(5, 6)[:, :3])])

@@ -50,9 +50,9 @@ def adamw_blockwise(
 
     Cost: 4 bytes of moments and 12 of an fp32 parameter moved per element.
 
-    Error: every product, sum, quotient and root is rounded to the nearest fp32 number, in every backend, so that all of
-    them agree to the bit. bitsandbytes decodes and computes so, too; but its CPU looks codes up by even bins of [-1, 1],
-    and so may miss the nearest level by half a bin, scale / 65535.
+    Error: every product, sum, quotient and root is rounded to the nearest fp32 number, in every backend, so that all
+    agree to the bit. bitsandbytes decodes and computes so, too; but its CPU looks codes up by even bins of [-1, 1], and
+    so may miss the nearest level by half a bin, scale / 65535.
 
     Source: 8-bit Optimizers via Block-wise Quantization, arXiv:2110.02861.
     """

@@ -1,9 +1,9 @@
 """Triton: a step of AdamW with moments in 8 bits.
 
-One program takes a block of 256 elements, whose moments share a scale: decoded by a look-up, updated, and encoded by two
-look-ups each (formats/dynamic8.py), all in registers. Rounding is the reference's, step by step: no fused multiply-add,
-a root and divisions that round to nearest. Magnitudes are compared as integers, where NaN is the largest, so that one
-shows in its scale.
+One program takes a block of 256 elements, whose moments share a scale: decoded by a look-up, updated, and encoded by
+two look-ups each (formats/dynamic8.py), all in registers. Rounding is the reference's, step by step: no fused
+multiply-add, a root and divisions that round to nearest. Magnitudes are compared as integers, where NaN is the largest,
+so that one shows in its scale.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def adamw_blockwise(
     step: int,
 ) -> None:
     """See `kernels.ops.adamw`; one launch for each parameter."""
-    numbers = (beta1, 1 - beta1, beta2, 1 - beta2, 1 - lr * weight_decay)
-    numbers += (-lr / (1 - beta1**step), math.sqrt(1 - beta2**step), eps)
+    kept, step_size, correction = 1 - lr * weight_decay, -lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
+    numbers = (beta1, 1 - beta1, beta2, 1 - beta2, kept, step_size, correction, eps)
     tables = _tables_on(exp_avg.device)
     with guard(exp_avg):
         for param, grad, offset in zip(params, grads, offsets, strict=True):
