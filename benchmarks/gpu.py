@@ -8,12 +8,13 @@ needed travels as wheels:
 installs them beside (with pip, without index and dependencies) before anything is measured. Or install them yourself
 and set PYTHONPATH. In turn it prints the machine and versions; proves every operation against the reference; trains a
 tiny model on both; times every kernel and its variants beside the peers' and beside bandwidth; a training step at the
-shape of LLaMA 7B; decode at 7B, 33B and 65B; peak memory at 7B to 65B; and runs the suite's own tests of compiled
-kernels. Each part is a process with a budget of seconds: one that fails costs the others nothing. Rows are in
-DIR/bench-device.csv as they come, notes and the log beside them; the bars are printed last.
+shape of LLaMA 7B; decode at 7B, 33B and 65B; peak memory at 7B to 65B; a step at 33B with paged optimizer states and
+without; and runs the suite's own tests of compiled kernels. Each part is a process with a budget of seconds: one that
+fails costs the others nothing. Rows are in DIR/bench-device.csv as they come, notes and the log beside them; the bars
+are printed last.
 
     --sections machine,ops      only these
-    --shape llama-3.1-8b,…      other shapes for steps, decode and memory
+    --shape llama-3.1-8b,…      other shapes for steps, decode, memory and paging
     --quick                     tiny shapes and few samples: does it run at all?
     --interpret                 the same on a CPU, kernels in Triton's interpreter: proves this script without a GPU
 """
@@ -113,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="folder for the results (default: $OUT, or build/gpu)")
     parser.add_argument("--wheels", type=Path, help="folder with wheels to install first")
-    parser.add_argument("--sections", help="machine,checks,tests,ops,step,decode,memory,parity")
+    parser.add_argument("--sections", help="machine,checks,tests,ops,step,decode,memory,paging,parity")
     parser.add_argument("--shape", help="shapes of models, in place of those of the bars")
     parser.add_argument("--layers", type=int, help="keep only so many layers of them")
     parser.add_argument("--peers", choices=("installed", "none"), default="installed", help="whom to measure beside us")

@@ -26,6 +26,7 @@ __all__ = [
     "BNB_LEAN",
     "FP32_STATES",
     "MATRICES",
+    "ON_THE_DEVICE",
     "OUR_LORA",
     "PEFT_LORA",
     "PLAIN_SCALES",
@@ -40,6 +41,7 @@ __all__ = [
     "machine_case",
     "memory_case",
     "named",
+    "paging_case",
     "quantize_case",
     "step_case",
     "variant",
@@ -57,6 +59,7 @@ BNB_KERNEL, BNB_EAGER = f"{BITSANDBYTES}, kernel", f"{BITSANDBYTES}, dequantize 
 BNB_LEAN, UNSLOTH_STEP = f"{BITSANDBYTES} + peft", UNSLOTH
 TORCH_BF16 = "torch, bf16 weights"
 ADAPTERS_ONLY, FP32_STATES = OURS, f"{OURS}, fp32 states"
+ON_THE_DEVICE = f"{OURS}, all states on the device"
 
 PEAK_GB = {
     "llama-7b": (5.0, 6.3),
@@ -249,6 +252,18 @@ def memory_case(shape: str, *, length: int, rank: int, layers: int | None = None
     )
 
 
+def paging_case(shape: str, *, batch: int, length: int, rank: int, layers: int | None = None) -> Case:
+    """A training step whose optimizer's states are in the host's memory but for a few pages."""
+    return Case(
+        name=f"{_shaped('paging', shape, layers)}-{batch}x{length}-r{rank}",
+        title=f"QLoRA step with paged optimizer states, {_in_words(shape, layers)}, {batch} × {length} tokens,"
+        f" r = {rank} on all linears, bf16, gradient checkpointing",
+        measure=Measure("tokens/s", batch * length),
+        contenders=(_contender(OURS), _contender(ON_THE_DEVICE)),
+        bars=(Bar("speed", ON_THE_DEVICE, 0.95),),
+    )
+
+
 def decode_weight_bytes(shape: Shape, *, four_bits: bool, layers: int | None = None) -> int:
     """What must be read for one token: the layers and the head, and none of the embeddings but a row.
 
@@ -279,7 +294,7 @@ def named(name: str, variants: Sequence[str] = ()) -> Case | None:
 
 
 _OF_SHAPE = re.compile(
-    r"(?P<kind>step|decode|memory)-(?P<shape>.+?)(-(?P<layers>\d+)layers)?"
+    r"(?P<kind>step|decode|memory|paging)-(?P<shape>.+?)(-(?P<layers>\d+)layers)?"
     r"(-(?P<batch>\d+)(x(?P<length>\d+)-r(?P<rank>\d+)(?P<checkpointing>-checkpointing)?)?)"
 )
 
@@ -297,6 +312,8 @@ def _named_of_shape(name: str) -> Case | None:
     if found["kind"] == "memory":
         return memory_case(shape, length=length, rank=rank, layers=layers)
     checkpointing, batch = bool(found["checkpointing"]), int(found["batch"])
+    if found["kind"] == "paging":
+        return paging_case(shape, batch=batch, length=length, rank=rank, layers=layers)
     return step_case(shape, checkpointing=checkpointing, batch=batch, length=length, rank=rank, layers=layers)
 
 

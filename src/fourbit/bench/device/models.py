@@ -26,7 +26,16 @@ from fourbit.models.process import peak_resident_bytes
 from fourbit.models.shapes import random_model
 from fourbit.quant import QuantConfig
 
-__all__ = ["adapted", "left_out", "memory", "read_limit", "step", "train_step"]
+__all__ = [
+    "adapted",
+    "contender_model",
+    "left_out",
+    "memory",
+    "read_limit",
+    "step",
+    "token_ids",
+    "train_step",
+]
 
 STEPS_BEFORE = 2
 """Steps that are thrown away: kernels are compiled and memory is found in them."""
@@ -46,7 +55,7 @@ def step(settings: Settings, ledger: Ledger, shape: str, contender: str) -> None
         model: Any = None  # also of one that ran out of memory nothing is left
         reset_peak(settings.device)
         with left_out(case, contender, ledger):
-            model = _contender_model(contender, shape, checkpointing, settings)
+            model = contender_model(contender, shape, checkpointing, settings)
             taken = {contender: _timed_steps(model, settings)}
             model = None
             reset_peak(settings.device)
@@ -59,8 +68,8 @@ def memory(settings: Settings, ledger: Ledger, shape: str) -> None:
     case = cases.memory_case(shape, length=settings.length, rank=settings.rank, layers=settings.layers)
     device = settings.device
     with left_out(case, OURS, ledger):
-        model = _contender_model(OURS, shape, True, settings)
-        ids = _ids(model, 1, settings)
+        model = contender_model(OURS, shape, True, settings)
+        ids = token_ids(model, 1, settings)
         trained = [one for one in model.parameters() if one.requires_grad]
         taken = {}
         for name in (cases.ADAPTERS_ONLY, cases.FP32_STATES):
@@ -114,7 +123,8 @@ def left_out(case: Case, contender: str, ledger: Ledger) -> Iterator[None]:
         ledger.note(f"{case.name}: {contender} is left out: {type(error).__name__}: {first}")
 
 
-def _contender_model(contender: str, shape: str, checkpointing: bool, settings: Settings) -> Any:
+def contender_model(contender: str, shape: str, checkpointing: bool, settings: Settings) -> Any:
+    """The model of a shape as a contender trains it."""
     if contender == UNSLOTH:
         return _through_unsloth(shape, checkpointing, settings)
     four_bits = random_model(shape, QuantConfig(), device=settings.device, layers=settings.layers)
@@ -160,7 +170,7 @@ def _timed_steps(model: Any, settings: Settings) -> Samples:
     optimizer = torch.optim.AdamW(
         [one for one in model.parameters() if one.requires_grad], lr=2e-4, fused=settings.device == "cuda"
     )
-    ids = _ids(model, settings.batch, settings)
+    ids = token_ids(model, settings.batch, settings)
     samples, losses = Samples(), []
     for number in range(STEPS_BEFORE + settings.samples):
         seconds = stopwatch(settings.device, lambda: losses.append(train_step(model, optimizer, ids)))
@@ -173,7 +183,8 @@ def _timed_steps(model: Any, settings: Settings) -> Samples:
     return samples
 
 
-def _ids(model: Any, batch: int, settings: Settings) -> Tensor:
+def token_ids(model: Any, batch: int, settings: Settings) -> Tensor:
+    """[batch, length] random tokens, the same for everybody."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, model.config.vocab_size, (batch, settings.length), generator=generator).to(settings.device)
 

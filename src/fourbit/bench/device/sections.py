@@ -19,11 +19,12 @@ from fourbit.errors import InputError
 
 __all__ = ["KINDS", "Section", "chosen", "has_gpu_kernels", "main", "sections"]
 
-KINDS = ("machine", "checks", "tests", "ops", "step", "decode", "memory", "parity")
+KINDS = ("machine", "checks", "tests", "ops", "step", "decode", "memory", "paging", "parity")
 """What a user can ask for."""
 
 STEP_SHAPE = "llama-7b"
 DECODE_SHAPES = ("llama-7b", "llama-33b", "llama-65b")
+PAGING_SHAPES = ("llama-33b",)
 MEMORY_SHAPES = ("llama-7b", "llama-13b", "llama-33b", "llama-65b")
 
 
@@ -77,6 +78,7 @@ def sections(shapes: Sequence[str] | None = None, *, quick: bool = False) -> tup
         *_steps(step_shapes, cases.PEFT_LORA),
         *_of_shapes("decode", "decode.decode", DECODE_SHAPES if bars else wanted),
         *_of_shapes("memory", "models.memory", MEMORY_SHAPES if bars else wanted),
+        *_of_shapes("paging", "paging.paging", PAGING_SHAPES if bars else wanted, budget_s=120),
         *_steps(step_shapes, cases.UNSLOTH_STEP, UNSLOTH),
         *_steps(step_shapes, cases.OUR_LORA),
         Section("tests", "tests", "", budget_s=120),
@@ -92,8 +94,8 @@ def _steps(shapes: Sequence[str], contender: str, needs: str | None = None) -> l
     ]
 
 
-def _of_shapes(kind: str, function: str, shapes: Sequence[str]) -> list[Section]:
-    return [Section(f"{kind}-{shape}", kind, function, (shape,), 75) for shape in shapes]
+def _of_shapes(kind: str, function: str, shapes: Sequence[str], budget_s: float = 75) -> list[Section]:
+    return [Section(f"{kind}-{shape}", kind, function, (shape,), budget_s) for shape in shapes]
 
 
 def chosen(kinds: Sequence[str] | None, shapes: Sequence[str] | None, *, quick: bool) -> list[Section]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from fourbit.bench import rows
 from fourbit.bench.case import OURS
-from fourbit.bench.device import cases, checks, clock, decode, models, ops, parity
+from fourbit.bench.device import cases, checks, clock, decode, models, ops, paging, parity
 from fourbit.bench.device.sections import KINDS, chosen, sections
 from fourbit.bench.device.settings import NOTES, ROWS, Ledger, Settings
 from fourbit.bench.peers import BITSANDBYTES
@@ -150,6 +151,14 @@ def test_both_loops_decode_the_same_ids() -> None:
         assert list(decode.our_loop(model, ids, 5)) == list(decode.eager_loop(model, ids, 5))
 
 
+def test_the_cost_of_paging_is_measured(settings: Settings) -> None:
+    paging.paging(settings, Ledger(settings), "tiny")
+    measured = found(settings)
+    assert {name for _, name in measured} == {OURS, cases.ON_THE_DEVICE}
+    assert re.search("0.00 GB moved in a step", notes(settings)) is not None
+    assert "left out" not in notes(settings)
+
+
 def test_peak_memory_is_measured(settings: Settings) -> None:
     models.memory(settings, Ledger(settings), "tiny")
     measured = found(settings)
@@ -205,6 +214,7 @@ def test_all_the_bars_are_there() -> None:
     assert bars("decode-llama-33b-1")["share", "limit: read"] == 0.6
     assert bars("decode-llama-65b-1")["speed", cases.BNB_EAGER] == 8
     assert bars("decode-llama-7b-32")["speed", cases.TORCH_BF16] == 1
+    assert bars("paging-llama-33b-16x512-r64") == {("speed", cases.ON_THE_DEVICE): 0.95}
     assert bars("memory-llama-65b-1x512-r64") == {("value", OURS): 40, ("value", cases.FP32_STATES): 46}
 
 
@@ -221,6 +231,7 @@ NAMES = [
     "decode-llama-65b-32",
     "decode-llama-7b-4layers-1",
     "memory-llama-13b-1x512-r64",
+    "paging-llama-33b-16x512-r64",
 ]
 
 
