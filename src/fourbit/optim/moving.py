@@ -21,7 +21,18 @@ from torch import Tensor
 from fourbit.errors import InputError
 from fourbit.words import size
 
-__all__ = ["DONE", "FileStore", "HostStore", "Mover", "Store", "StreamMover", "ThreadMover", "Ticket", "open_reserved"]
+__all__ = [
+    "DONE",
+    "FileStore",
+    "HostStore",
+    "Mover",
+    "Store",
+    "StreamMover",
+    "ThreadMover",
+    "Ticket",
+    "host_memory",
+    "open_reserved",
+]
 
 CHUNK_BYTES = 64 << 20
 """Host memory is taken in pieces of about so much: torch rounds a pinned piece up to a power of two."""
@@ -82,6 +93,9 @@ class Mover(Protocol):
     def mark(self) -> Ticket:
         """A ticket for all that was computed so far."""
 
+    def watch(self, memory: Tensor) -> None:
+        """Be told of memory that it will copy from and to."""
+
 
 class ThreadMover:
     """One thread: for copies between the host's memory and a file."""
@@ -102,6 +116,9 @@ class ThreadMover:
     def mark(self) -> Ticket:
         return DONE  # the processor has computed it by now
 
+    def watch(self, memory: Tensor) -> None:
+        """The thread holds what it copies."""
+
 
 class StreamMover:
     """Two streams of a GPU, one for each direction, as the bus carries both at a time."""
@@ -121,6 +138,10 @@ class StreamMover:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self._device))
         return _Event(event, self._device)
+
+    def watch(self, memory: Tensor) -> None:
+        for stream in (self._inward, self._outward):
+            memory.record_stream(stream)  # or torch would give it away, once freed, under a copy that still runs
 
 
 class Store(Protocol):

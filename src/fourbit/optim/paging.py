@@ -159,13 +159,15 @@ class PagedStates:
 
     def _make(self, size_bytes: int) -> Tensor:
         try:
-            return torch.zeros(size_bytes, dtype=torch.uint8, device=self.device)
+            memory = torch.zeros(size_bytes, dtype=torch.uint8, device=self.device)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise  # whoever trains may make room and try again
             raise InputError(
                 f"The system gives no {size(size_bytes)} more for the optimizer's state; set a budget."
             ) from error
+        self._mover.watch(memory)
+        return memory
 
     def reserve(self) -> None:
         """Take all memory that the first tier will need."""
