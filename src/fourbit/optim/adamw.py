@@ -50,7 +50,7 @@ class PagedAdamW(torch.optim.Optimizer):
             budget that counts; a `device_budget_bytes` would keep some pages in memory twice.
         folder: where that file is made. It has no name, and is gone with the process.
         page_elements: of a page, a multiple of 64, or of 256 with 8-bit states. None for 2^20, or what is a quarter of
-            a budget.
+            a budget, or 2^26 where no page ever moves and no parameter has 16 bits.
         master_weights: keep fp32 copies of 16-bit parameters among the pages, and round the parameters from them.
         min_8bit_size: parameters of fewer elements keep 32-bit states.
         amsgrad, maximize: not supported; here because torch's AdamW has them.
@@ -136,9 +136,12 @@ class PagedAdamW(torch.optim.Optimizer):
     def _placed(self) -> list[PagedStates]:
         """Pages for all parameters, those of a device together."""
         by_device: dict[torch.device, list[tuple[int, int, Kind]]] = {}
+        scratch = False
         for index, param in enumerate(self._parameters()):
-            by_device.setdefault(param.device, []).append((index, param.numel(), self._kind(param)))
-        return [PagedStates(device, found, self.budget) for device, found in by_device.items()]
+            kind = self._kind(param)
+            by_device.setdefault(param.device, []).append((index, param.numel(), kind))
+            scratch |= param.dtype != torch.float32 and (kind.bits == 32 or kind.master) and param.numel() > 0
+        return [PagedStates(device, found, self.budget, scratch=scratch) for device, found in by_device.items()]
 
     def _lay_out_again(self, added: int = 0) -> None:
         """Make new pages, as parameters came or went to another device, and take along what is in the old ones."""

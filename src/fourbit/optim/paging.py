@@ -26,6 +26,9 @@ __all__ = ["PAGE_ELEMENTS", "Budget", "PagedStates"]
 PAGE_ELEMENTS = 1 << 20
 """Elements of a page where nobody says: 8 MiB of 32-bit states, which a PCIe bus carries in some 0.2 ms."""
 
+UNMOVED_ELEMENTS = 1 << 26
+"""The same where no page ever moves and none is copied to be computed with: each costs a kernel call and its threads."""
+
 AHEAD = 2
 """Pages that are fetched while one is worked on: one on its way in while the other one's predecessor leaves."""
 
@@ -60,8 +63,11 @@ class Budget:
         if self.folder is not None and self.host_bytes is None:
             raise InputError("`folder` is for the pages beyond `host_budget_bytes`; give that as well.")
 
-    def page_bytes(self, kinds: Sequence[Kind]) -> int:
+    def page_bytes(self, kinds: Sequence[Kind], *, scratch: bool) -> int:
         """The size of a page that each of these kinds can be put into.
+
+        Args:
+            scratch: whether parts of a page are copied for every update.
 
         Raises:
             InputError: a budget has no room for one.
@@ -70,7 +76,8 @@ class Budget:
         budgets = {"device_budget_bytes": self.device_bytes, "host_budget_bytes": self.host_bytes}
         given = {name: value for name, value in budgets.items() if value is not None}
         if self.page_elements is None:
-            wanted = max(kind.size_bytes(PAGE_ELEMENTS) for kind in kinds)
+            usual = PAGE_ELEMENTS if given or scratch else UNMOVED_ELEMENTS
+            wanted = max(kind.size_bytes(usual) for kind in kinds)
             wanted = min([wanted, *(value // LEAST_PAGES for value in given.values())])
         else:
             unit = max(kind.unit for kind in kinds)
@@ -94,6 +101,7 @@ class PagedStates:
         device: of the parameters.
         parameters: (index, elements, kind) of each.
         budget: see there.
+        scratch: whether some of them are copied for every update, since they have 16 bits.
 
     Attributes:
         device: as given.
@@ -104,9 +112,16 @@ class PagedStates:
         InputError: a budget has no room for a page, or the folder or its disk none for the file.
     """
 
-    def __init__(self, device: torch.device, parameters: Sequence[tuple[int, int, Kind]], budget: Budget) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        parameters: Sequence[tuple[int, int, Kind]],
+        budget: Budget,
+        *,
+        scratch: bool = False,
+    ) -> None:
         self.device, self.kinds = device, {index: kind for index, _, kind in parameters}
-        page_bytes = budget.page_bytes([kind for _, _, kind in parameters])
+        page_bytes = budget.page_bytes([kind for _, _, kind in parameters], scratch=scratch)
         self.pages = lay_out(parameters, page_bytes=page_bytes)
         self._forward = True
         self._views: dict[int, PageViews] = {}
