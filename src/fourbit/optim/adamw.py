@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class PagedAdamW(torch.optim.Optimizer):
         self.state_bits, self.master_weights, self.min_8bit_size = state_bits, master_weights, min_8bit_size
         self.budget = Budget(device_budget_bytes, host_budget_bytes, folder, page_elements)
         self._states: list[PagedStates] | None = None
-        self._scratch: dict[str, Tensor] = {}
+        self._scratch: dict[tuple[str, torch.device], Tensor] = {}
         numbers = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**numbers, **_TORCH_DEFAULTS, "amsgrad": amsgrad, "maximize": maximize})
         self._steps = [0] * len(self._parameters())
@@ -173,16 +174,19 @@ class PagedAdamW(torch.optim.Optimizer):
         assert self._states is not None
         if any(params[next(iter(states.kinds))].device != states.device for states in self._states):
             self._lay_out_again()
-        for states in self._states:
-            states.reserve()  # or memory may end in the middle of a step
-        for index, grad in enumerate(grads):
-            self._steps[index] += grad is not None
         groups = [group for group in self.param_groups for _ in group["params"]]
         stepping = Stepping(params, grads, self._steps, groups, self._unfilled, self._scratch)
+        for states in self._states:  # all memory that is needed, or it may end in the middle of a step
+            states.reserve()
+            for name, elements in states.scratch_elements.items():
+                stepping.part(name, elements, states.device)
+        for index, grad in enumerate(grads):
+            self._steps[index] += grad is not None
         for states in self._states:
             wanted = [page for page in states.pages if any(grads[part.parameter] is not None for part in page.segments)]
-            for page, memory in states.visit(wanted, changes=True):
-                update_page(states.views(page, memory, params), stepping)
+            with closing(states.visit(wanted, changes=True)) as visited:
+                for page, memory in visited:
+                    update_page(states.views(page, memory, params), stepping)
         self._unfilled = {index for index in self._unfilled if grads[index] is None}
         return loss
 

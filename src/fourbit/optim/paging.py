@@ -8,7 +8,7 @@ The first tier is where the parameters are. On a CPU that is the host's memory, 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,7 @@ PAGE_ELEMENTS = 1 << 20
 """Elements of a page where nobody says: 8 MiB of 32-bit states, which a PCIe bus carries in some 0.2 ms."""
 
 UNMOVED_ELEMENTS = 1 << 26
-"""The same where no page ever moves and none is copied to be computed with: each costs a kernel call and its threads."""
+"""The same where no page ever moves and none is copied to be computed with: each costs a kernel's start."""
 
 AHEAD = 2
 """Pages that are fetched while one is worked on: one on its way in while the other one's predecessor leaves."""
@@ -107,6 +107,7 @@ class PagedStates:
         device: as given.
         pages: all of them.
         kinds: of the parameters, by index.
+        scratch_elements: of the fp32 memory that an update needs besides, by name; see `update.Stepping`.
 
     Raises:
         InputError: a budget has no room for a page, or the folder or its disk none for the file.
@@ -123,6 +124,11 @@ class PagedStates:
         self.device, self.kinds = device, {index: kind for index, _, kind in parameters}
         page_bytes = budget.page_bytes([kind for _, _, kind in parameters], scratch=scratch)
         self.pages = lay_out(parameters, page_bytes=page_bytes)
+        self.scratch_elements: dict[str, int] = {}
+        if scratch:
+            most = max((page.elements for page in self.pages), default=0)
+            unmastered = any(not kind.master for kind in self.kinds.values())
+            self.scratch_elements = {"grads": most, "params": most} if unmastered else {"grads": most}
         self._forward = True
         self._views: dict[int, PageViews] = {}
         self._cache, self._mover = self._tiers(budget)
@@ -195,10 +201,12 @@ class PagedStates:
             kept = self._views[page.index] = PageViews(page, memory, params)
         return kept
 
-    def visit(self, wanted: Sequence[Page], *, changes: bool) -> Iterator[tuple[Page, Tensor]]:
+    def visit(self, wanted: Sequence[Page], *, changes: bool) -> Generator[tuple[Page, Tensor], None, None]:
         """Go through pages, each with its [bytes] uint8 on the device; the next ones are fetched meanwhile.
 
         Every other time the way is backward, so that it begins with the pages that are at hand; see `cache.py`.
+
+        Close it if it may be left early: the page that was worked on is not free before.
 
         Args:
             wanted: some pages, in their order.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -82,12 +83,13 @@ def take_states(
     found = {i: {key: room.tensor(n, dtype) for key, (_, n, dtype) in parts.items()} for i, parts in wanted.items()}
     for place in places:
         pages = [page for page in place.pages if any(segment.parameter in found for segment in page.segments)]
-        for page, memory in place.visit(pages, changes=False):
-            sections = page.kind.sections(memory, page.elements)
-            for segment in page.segments:
-                for key, (section, _, _) in wanted.get(segment.parameter, {}).items():
-                    ours, theirs = _spans(segment, key)
-                    found[segment.parameter][key][theirs] = sections[section][ours]
+        with closing(place.visit(pages, changes=False)) as visited:
+            for page, memory in visited:
+                sections = page.kind.sections(memory, page.elements)
+                for segment in page.segments:
+                    for key, (section, _, _) in wanted.get(segment.parameter, {}).items():
+                        ours, theirs = _spans(segment, key)
+                        found[segment.parameter][key][theirs] = sections[section][ours]
     return {index: _entry(tensors, params[index], steps[index], index in unfilled) for index, tensors in found.items()}
 
 
@@ -113,11 +115,12 @@ def put_states(places: Sequence[PagedStates], params: Sequence[Tensor], entries:
     for place in places:
         pages = [page for page in place.pages if any(segment.parameter in entries for segment in page.segments)]
         place.reserve()
-        for page, memory in place.visit(pages, changes=True):
-            sections = page.kind.sections(memory, page.elements)
-            for segment in page.segments:
-                if segment.parameter in entries:
-                    _put(segment, page.kind, sections, entries[segment.parameter], params[segment.parameter])
+        with closing(place.visit(pages, changes=True)) as visited:
+            for page, memory in visited:
+                sections = page.kind.sections(memory, page.elements)
+                for segment in page.segments:
+                    if segment.parameter in entries:
+                        _put(segment, page.kind, sections, entries[segment.parameter], params[segment.parameter])
 
 
 def _put(segment: Segment, kind: Kind, sections: dict[str, Tensor], entry: dict[str, Any], param: Tensor) -> None:

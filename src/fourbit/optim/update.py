@@ -29,7 +29,7 @@ class Stepping:
         steps: how many each parameter has taken, this one included.
         groups: the parameter group of each.
         unfilled: the parameters whose fp32 copies are yet to be made.
-        scratch: fp32 memory of the device, by name; kept from step to step.
+        scratch: fp32 memory, by name and device; kept from step to step.
     """
 
     params: list[Tensor]
@@ -37,7 +37,7 @@ class Stepping:
     steps: list[int]
     groups: list[dict[str, Any]]
     unfilled: set[int]
-    scratch: dict[str, Tensor]
+    scratch: dict[tuple[str, torch.device], Tensor]
     counters: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
 
     def counter(self, step: int, device: torch.device) -> Tensor:
@@ -49,9 +49,9 @@ class Stepping:
 
     def part(self, name: str, elements: int, device: torch.device) -> Tensor:
         """[elements] fp32 of scratch memory."""
-        kept = self.scratch.get(name)
-        if kept is None or kept.numel() < elements or kept.device != device:
-            kept = self.scratch[name] = torch.empty(elements, dtype=torch.float32, device=device)
+        kept = self.scratch.get((name, device))
+        if kept is None or kept.numel() < elements:
+            kept = self.scratch[name, device] = torch.empty(elements, dtype=torch.float32, device=device)
         return kept
 
 

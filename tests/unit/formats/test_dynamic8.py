@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fourbit.formats import dynamic_bins, dynamic_map
+from fourbit.formats import dynamic_bins, dynamic_map, nearest_tables
 from fourbit.formats.dynamic8 import BINS
 
 
@@ -55,3 +55,36 @@ def test_how_often_bins_miss_the_nearest_level() -> None:
     share = (codes != nearest).mean()
     deviation = np.sqrt(0.0011 * (1 - 0.0011) / len(values))
     assert abs(share - 0.0011) <= 5e-5 + 5 * deviation  # the published figure has two digits
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_two_tables_find_the_nearest_level_of_every_kind_of_number(signed: bool) -> None:
+    """Around every level and every middle, at each power of ten, and for the smallest numbers there are."""
+    levels = dynamic_map(signed=signed)
+    first, middle = nearest_tables(signed=signed)
+    ends = np.concatenate([levels, middle[:-1]])
+    drawn = np.random.default_rng(0).random(200_000) ** np.random.default_rng(1).integers(1, 20, 200_000)
+    values = np.concatenate(
+        [ends, np.nextafter(ends, np.float32(-9)), np.nextafter(ends, np.float32(9)), drawn, [1e-45]]
+    )
+    values = np.concatenate([values, -values]) if signed else np.abs(values)
+    values = np.clip(values, levels[0], 1).astype(np.float32)
+    codes = first[values.view(np.uint32) >> 16].astype(np.int64)
+    codes += values > middle[codes]
+    assert np.array_equal(codes, np.searchsorted(middle, values, side="left"))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_no_two_middles_share_their_upper_bits(signed: bool) -> None:
+    """Or one comparison would not be enough."""
+    _, middle = nearest_tables(signed=signed)
+    upper = middle[:-1].view(np.uint32) >> 16
+    assert len(set(upper.tolist())) == 255
+
+
+def test_any_bits_give_a_code() -> None:
+    """A table is read with the upper bits of whatever a gradient was."""
+    for signed in (True, False):
+        first, middle = nearest_tables(signed=signed)
+        assert (first.shape, first.dtype, middle.shape) == ((65536,), np.uint8, (256,))
+        assert np.isinf(middle[255])

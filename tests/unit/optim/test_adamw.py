@@ -288,6 +288,39 @@ def test_states_of_others_are_refused() -> None:
             PagedAdamW([param]).load_state_dict(state)
 
 
+def test_a_step_that_fails_leaves_its_page_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = parameters()
+    optimizer = PagedAdamW(params, page_elements=64, host_budget_bytes=512, folder=tmp_path)
+    train(optimizer, params, range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "_fused_adamw_", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError) as kept:
+            optimizer.step()
+    optimizer.step()
+    assert kept.value.__traceback__ is not None
+
+
+def test_memory_that_ends_does_so_before_a_step_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = parameters(torch.bfloat16)
+    optimizer = PagedAdamW(params)
+    before = [param.detach().clone() for param in params]
+
+    def refuse(*_: Any, **__: Any) -> Tensor:
+        raise torch.OutOfMemoryError("none left")
+
+    for name in ("zeros", "empty"):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, name, refuse)
+            for param in params:
+                param.grad = torch.ones_like(param)
+            with pytest.raises(torch.OutOfMemoryError):
+                optimizer.step()
+    assert differing(params, before) == []
+    assert optimizer.state_dict()["state"] == {}
+    optimizer.step()
+    assert {int(entry["step"]) for entry in optimizer.state_dict()["state"].values()} == {1}
+
+
 def test_it_is_not_pickled_but_says_what_to_save() -> None:
     with pytest.raises(TypeError, match=r"save its state_dict\(\)"):
         copy.deepcopy(PagedAdamW([nn.Parameter(torch.zeros(3))]))
