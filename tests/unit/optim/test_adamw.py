@@ -235,6 +235,20 @@ def test_accelerate_takes_it(bits: int) -> None:
     assert_states_equal(prepared.state_dict(), state)
 
 
+def test_a_scaler_skips_a_step_of_infinite_gradients() -> None:
+    """As fp16 training does it: neither the parameters nor the count of steps change."""
+    param = nn.Parameter(torch.ones(100))
+    optimizer, scaler = PagedAdamW([param], lr=0.1), torch.amp.GradScaler("cpu", init_scale=8.0)
+    for factor in (1.0, float("inf"), 2.0):
+        before = param.detach().clone()
+        scaler.scale((param * factor).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert torch.equal(param, before) == math.isinf(factor)
+    assert optimizer.state_dict()["state"][0]["step"] == 2
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
