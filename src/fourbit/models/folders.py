@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,13 +45,20 @@ _DISK_PROBLEMS = {
 _SIGNS_OF_A_FULL_DISK = ("No space left", "PytorchStreamWriter failed writing", "inline_container.cc")
 
 
-def locate(name: str | os.PathLike[str], *, revision: str | None = None, kind: str = "model") -> Path:
+def locate(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    kind: str = "model",
+    only: Sequence[str] | None = None,
+) -> Path:
     """The local folder of a model or adapter, downloaded first where it is a name on the Hugging Face hub.
 
     Args:
         name: a folder, or a hub name such as `org/model`. A folder of that name wins.
         revision: branch, tag or commit on the hub.
         kind: what error messages call it.
+        only: patterns of the files that are wanted, where not all have to be downloaded.
 
     Raises:
         NotAModel: there is no such folder, or no such name on the hub, or the hub cannot be reached.
@@ -66,16 +73,16 @@ def locate(name: str | os.PathLike[str], *, revision: str | None = None, kind: s
         raise NotAModel(f"{text} is a file; a {kind} is a folder, or a name on the Hugging Face hub.")
     if not _HUB_NAME.fullmatch(text) or text.startswith("."):
         raise NotAModel(f"There is no folder {text}.")
-    return _download(text, revision, kind)
+    return _download(text, revision, kind, _WANTED if only is None else only)
 
 
-def _download(name: str, revision: str | None, kind: str) -> Path:
+def _download(name: str, revision: str | None, kind: str, wanted: Sequence[str]) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
         found = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=list(_WANTED), etag_timeout=_TIMEOUT_S
+            name, revision=revision, allow_patterns=list(wanted), etag_timeout=_TIMEOUT_S
         )
     except errors.GatedRepoError as error:
         raise NotAModel(

@@ -28,7 +28,7 @@ from fourbit.nn.norm import FusedNorm, prove_norm
 from fourbit.nn.offload import OffloadedCheckpoint
 from fourbit.nn.rotary import FusedRotary, prove_rotary, rotary_function
 
-__all__ = ["Prepared", "fuse_modules", "prepare"]
+__all__ = ["Prepared", "assume_loss", "fuse_modules", "prepare"]
 
 _LOG = logging.getLogger("fourbit")
 
@@ -242,9 +242,7 @@ def _fuse_loss(model: Any, report: Prepared) -> None:
     if reason is None and not is_fused(model):
         expected = _loss_of(model)
         classes = type(model), type(head)
-        fuse(head, FusedHead, None)
-        fuse(model, FusedCausalLM, None)
-        model.loss_function = ours = FusedLoss(own)
+        ours = _take_loss(model, head)
         found = _loss_of(model)
         reason = _why_not_equal(expected, found, ours)
         if reason is not None:
@@ -254,6 +252,31 @@ def _fuse_loss(model: Any, report: Prepared) -> None:
         report.taken["loss"] = 1
     else:
         report.left["loss"] = reason
+
+
+def _take_loss(model: Any, head: nn.Module) -> FusedLoss:
+    """Put the chunked loss into a model."""
+    fuse(head, FusedHead, None)
+    fuse(model, FusedCausalLM, None)
+    model.loss_function = ours = FusedLoss(model.loss_function)
+    return ours
+
+
+def assume_loss(model: nn.Module) -> bool:
+    """Take the chunked loss without trying it: for a model whose tensors hold no numbers, such as a plan's.
+
+    Returns:
+        whether it was taken; not where `prepare` would not have tried it.
+
+    Raises:
+        InputError: it is no model of transformers.
+    """
+    inner = _transformers_model(model)
+    head = inner.get_output_embeddings()
+    if _why_not_loss(head, inner.loss_function) is not None:
+        return False
+    _take_loss(inner, head)
+    return True
 
 
 def _why_not_loss(head: nn.Module | None, loss_function: object) -> str | None:

@@ -1,0 +1,1 @@
+"""What a training run will hold in memory, told before anything is allocated; see `plan`."""
