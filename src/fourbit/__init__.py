@@ -18,6 +18,7 @@ _HOMES = {
     "load": "fourbit.models.loading",
     "nn": "fourbit.nn",
     "optim": "fourbit.optim",
+    "plan": "fourbit.memory.plan",
     "prepare": "fourbit.models.prepare",
     "quantize": "fourbit.quant.tensor",
     "quantize_module": "fourbit.nn.convert",
@@ -32,6 +33,7 @@ __all__ = [
     "load",
     "nn",
     "optim",
+    "plan",
     "prepare",
     "quantize",
     "quantize_module",
@@ -40,6 +42,7 @@ __all__ = [
 if TYPE_CHECKING:
     from fourbit import evaluate, nn, optim
     from fourbit.kernels import backends
+    from fourbit.memory.plan import plan
     from fourbit.models.loading import load
     from fourbit.models.prepare import prepare
     from fourbit.nn.convert import quantize_module

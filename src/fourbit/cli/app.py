@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import fourbit
-from fourbit.cli import bench, chat, data, demo, doctor, errors, generate, output, quantize, train
+from fourbit.cli import bench, chat, data, demo, doctor, errors, generate, output, plan, quantize, train
 from fourbit.cli import eval as scores
 
 __all__ = ["app", "run"]
@@ -27,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo.demo)
+app.command()(plan.plan)
 app.command()(quantize.quantize)
 app.command()(train.train)
 app.add_typer(data.app, name="data")

@@ -35,6 +35,7 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what an earlier run left in the output.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start even if the memory is planned not to be enough.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write nothing; only read the data and say what would be done.")
     ] = False,
@@ -47,12 +48,14 @@ def train(
     too): it is recognised by its fields, and `fourbit data lint` judges it beforehand. The keys are those of
     transformers and trl, and a few of fourbit's own: model, data, eval_data, output, adapter, format, block_size,
     double_quant, dtype, adapter_dtype, lora_r, lora_alpha, lora_dropout, target_modules, loss_on, chat_template,
-    max_length, eval_size, limit, samples. The defaults are Guanaco's.
+    max_length, eval_size, limit, memory, samples. The defaults are Guanaco's.
 
     Ctrl-C finishes the step, saves a checkpoint and ends; --resume takes it up. A second Ctrl-C ends at once.
     """
     with output.result(as_json) as show:
         config = read_config(arguments or [], {"model": model, "data": data, "output": out}, resume=resume)
+        if force:
+            config = config.with_(force=True)
         from fourbit.cli.live import Watcher
 
         if dry_run:
@@ -126,7 +129,8 @@ def _facts(result: TrainResult) -> dict[str, str]:
         rows["evaluation loss"] = f"{'' if before is None else f'{before:.4f} → '}{result.eval_loss:.4f}"
     if result.tokens_per_second is not None:
         rows["speed"] = f"{result.tokens_per_second:,.0f} tokens/s"
-    rows["peak memory"] = size(result.peak_bytes)
+    planned = "" if result.planned_bytes is None else f", {size(result.planned_bytes)} planned"
+    rows["peak memory"] = size(result.peak_bytes) + planned
     rows["report"] = str(result.output / keys["report"])
     rows["talk to it"] = f"fourbit chat {model_arguments(keys['config'])}"
     return rows
@@ -142,5 +146,6 @@ def _outline_facts(keys: dict[str, Any]) -> dict[str, str]:
         "tokens": f"{keys['tokens']:,} in one pass, {keys['labelled_tokens']:,} of them with loss",
         "longest": f"{keys['longest']:,} tokens; {keys['max_length']:,} are allowed",
         "steps": f"{keys['steps']:,}",
+        "planned peak memory": "unknown" if keys["planned_bytes"] is None else size(keys["planned_bytes"]),
         "parameters": f"{keys['trainable_parameters']:,} trained, of a model with {keys['parameters']:,}",
     }

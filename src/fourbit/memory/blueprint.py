@@ -63,15 +63,11 @@ class Blueprint:
         model: with an adapter, in training mode.
         mode: what its tensors live in.
         weights: what they would take.
-        vocabulary: tokens it knows.
-        longest: tokens it was made for; None where its configuration does not say.
     """
 
     model: nn.Module
     mode: FakeTensorMode
     weights: Weights
-    vocabulary: int
-    longest: int | None
 
 
 def read_model_config(
@@ -124,15 +120,7 @@ def draw(config: PreTrainedConfig, folder: Path, knobs: Knobs, *, trust_remote_c
     fuse_modules(model)
     assume_loss(model)
     model.train()
-    text = config.get_text_config(decoder=True)
-    longest = getattr(text, "max_position_embeddings", None)
-    return Blueprint(
-        model,
-        mode,
-        _weigh(model, dtype),
-        int(text.vocab_size),
-        longest if isinstance(longest, int) and longest > 0 else None,
-    )
+    return Blueprint(model, mode, _weigh(model, dtype))
 
 
 def _settle(config: PreTrainedConfig, folder: Path, knobs: Knobs) -> tuple[QuantConfig | None, bool]:

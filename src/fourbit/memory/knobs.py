@@ -23,6 +23,7 @@ class Knobs:
     Attributes:
         batch_size: sequences that go through the model together.
         sequence_length: tokens of each.
+        packed: whether sequences are of several examples that do not see each other, which takes a mask.
         accumulation: batches whose gradients are summed for one update; from 2 on a forward pass begins beside them.
         rank, target_modules, dropout: of the adapter; see peft's `LoraConfig`.
         adapter_dtype: what its parameters and gradients are kept in.
@@ -41,6 +42,7 @@ class Knobs:
 
     batch_size: int = 1
     sequence_length: int = 512
+    packed: bool = False
     accumulation: int = 1
     rank: int = 64
     target_modules: str | Sequence[str] = "all-linear"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ FRAGMENTS = 0.03
 
 PAGE_ELEMENTS = 1 << 20
 """Of a page of the paged optimizer: its scratch for parameters in 16 bits takes 8 bytes for each."""
+
+THIN_LAYERS = (4, 6)
+"""Layers of the shallow models that the memory of deep ones is extrapolated from."""
 
 STATE_BYTES = {"paged_adamw_32bit": 8.0, "paged_adamw_8bit": 2.03}
 """Of one parameter."""
@@ -136,6 +140,13 @@ class Planner:
         self.name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else str(self._folder)
         self._blueprints: dict[Knobs, Blueprint] = {}
         self._plans: dict[Knobs, Plan] = {}
+        self._thinner: dict[int, Planner] = {}
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens the model was made for; None where its configuration does not say."""
+        longest = getattr(self._config.get_text_config(decoder=True), "max_position_embeddings", None)
+        return longest if isinstance(longest, int) and longest > 0 else None
 
     def plan(self, knobs: Knobs) -> Plan:
         """See `plan`."""
@@ -143,18 +154,45 @@ class Planner:
             self._plans[knobs] = self._make(knobs)
         return self._plans[knobs]
 
+    def estimate(self, knobs: Knobs) -> int:
+        """About the `needed_bytes` of a plan, sooner: of a deep model, on the line through two shallow ones."""
+        text = self._config.get_text_config(decoder=True)
+        layers = getattr(text, "num_hidden_layers", 0)
+        if layers < 2 * THIN_LAYERS[1] or len(set(getattr(text, "layer_types", None) or ())) > 1:
+            return self.plan(knobs).needed_bytes
+        few, more = (self._thin(count).plan(knobs.with_(optimizer="none")) for count in THIN_LAYERS)
+        times = (layers - THIN_LAYERS[0]) / (THIN_LAYERS[1] - THIN_LAYERS[0])
+        needed = few.needed_bytes + times * (more.needed_bytes - few.needed_bytes)
+        adapters = few.parts["adapters"] + times * (more.parts["adapters"] - few.parts["adapters"])
+        trainable = few.trainable + times * (more.trainable - few.trainable)
+        states, _ = _states(round(adapters), round(trainable), knobs)  # a budget is not on a line
+        return round(needed + states * (1 + FRAGMENTS if knobs.device == "cuda" else 1))
+
+    def _thin(self, layers: int) -> Planner:
+        """The planner of a model of the first few layers."""
+        if layers not in self._thinner:
+            thin = copy.copy(self)
+            thin._config, thin._blueprints, thin._plans = copy.deepcopy(self._config), {}, {}
+            text = thin._config.get_text_config(decoder=True)
+            if getattr(text, "layer_types", None):
+                text.layer_types = text.layer_types[:layers]
+            text.num_hidden_layers = layers
+            self._thinner[layers] = thin
+        return self._thinner[layers]
+
     def _make(self, knobs: Knobs) -> Plan:
         from fourbit.memory.rehearsal import rehearse
 
         blueprint = self._blueprint(knobs)
-        longest = blueprint.longest
+        longest = self.longest
         if longest is not None and knobs.sequence_length > longest:
             raise InputError(
                 f"`sequence_length` is {knobs.sequence_length}, and {self.name} was made for {longest} tokens; give"
                 f" {longest} or less."
             )
         peak = rehearse(blueprint, knobs)
-        states, elsewhere = _states(blueprint, knobs)
+        weights = blueprint.weights
+        states, elsewhere = _states(weights.adapters, weights.trainable, knobs)
         parts = self._parts(blueprint, peak, states, knobs)
         on_gpu = knobs.device == "cuda"
         return Plan(
@@ -163,20 +201,18 @@ class Planner:
             parts={name: parts.get(name, 0) for name in PARTS},
             context_bytes=CONTEXT_BYTES if on_gpu else 0,
             host_bytes=peak.host + elsewhere if on_gpu else 0,
-            parameters=blueprint.weights.parameters,
-            trainable=blueprint.weights.trainable,
+            parameters=weights.parameters,
+            trainable=weights.trainable,
             longest=longest,
             operation=peak.operation,
         )
 
     def _blueprint(self, knobs: Knobs) -> Blueprint:
         """The model under these knobs; some of them do not change it."""
-        import copy
-
         from fourbit.memory.blueprint import draw
 
         key = knobs.with_(
-            batch_size=1, sequence_length=1, accumulation=1, optimizer="none", optimizer_budget_bytes=None, device="cpu"
+            batch_size=1, sequence_length=1, packed=False, accumulation=1, optimizer="none", optimizer_budget_bytes=None, device="cpu"
         )
         if key not in self._blueprints:
             config = copy.deepcopy(self._config)
@@ -192,7 +228,7 @@ class Planner:
             "adapters": weights.adapters,
             "gradients": peak.gradients,
             "optimizer": states,
-            "activations": peak.activations,
+            "activations": peak.activations + (knobs.tokens**2 if knobs.packed else 0),  # one byte of mask a pair
             "logits": peak.logits,
             "workspace": peak.workspace,
         }
@@ -209,13 +245,13 @@ class Planner:
         return parts | {"slack": slack, "process": self.process_bytes + WORKING_BYTES}
 
 
-def _states(blueprint: Blueprint, knobs: Knobs) -> tuple[int, int]:
+def _states(adapter_bytes: int, trainable: int, knobs: Knobs) -> tuple[int, int]:
     """Bytes of the optimizer's states on the device, and elsewhere."""
     if knobs.optimizer == "none":
         return 0, 0
     if knobs.optimizer == "adamw":
-        return 2 * blueprint.weights.adapters, 0
-    states = round(STATE_BYTES[knobs.optimizer] * blueprint.weights.trainable)
+        return 2 * adapter_bytes, 0
+    states = round(STATE_BYTES[knobs.optimizer] * trainable)
     budget = states if knobs.optimizer_budget_bytes is None else min(states, knobs.optimizer_budget_bytes)
     return budget, states - budget
 
@@ -230,6 +266,7 @@ def plan(
     sequence_length: int = 512,
     rank: int = 64,
     *,
+    packed: bool = False,
     accumulation: int = 1,
     target_modules: str | Sequence[str] = "all-linear",
     dropout: float = 0.0,
@@ -273,6 +310,7 @@ def plan(
     knobs = Knobs(
         batch_size=batch_size,
         sequence_length=sequence_length,
+        packed=packed,
         accumulation=accumulation,
         rank=rank,
         target_modules=target_modules if isinstance(target_modules, str) else tuple(target_modules),

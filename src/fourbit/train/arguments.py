@@ -10,10 +10,10 @@ from trl import SFTConfig
 from fourbit.errors import InputError
 from fourbit.train.config import USUAL_LENGTH, TrainConfig
 
-__all__ = ["arguments", "check_trackers"]
+__all__ = ["arguments", "check_trackers", "multiple"]
 
 PACKED_MULTIPLE = 64
-"""Packed rows are padded to a multiple of so many tokens; see `_multiple`."""
+"""Packed rows are padded to a multiple of so many tokens; see `multiple`."""
 
 
 def arguments(config: TrainConfig, *, evaluates: bool) -> SFTConfig:
@@ -51,7 +51,7 @@ def arguments(config: TrainConfig, *, evaluates: bool) -> SFTConfig:
         "fp16": half,
         "packing": config.packing,
         "max_length": config.max_length,
-        "pad_to_multiple_of": PACKED_MULTIPLE if config.packing else _multiple(config.max_length or USUAL_LENGTH),
+        "pad_to_multiple_of": PACKED_MULTIPLE if config.packing else multiple(config.max_length or USUAL_LENGTH),
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,  # or a diverged run would show the mean of what came before
@@ -78,7 +78,7 @@ def check_trackers(told: SFTConfig) -> None:
         raise InputError(f"`report_to` cannot be used: {_first_line(error)}") from error
 
 
-def _multiple(max_length: int) -> int:
+def multiple(max_length: int) -> int:
     """Of how many tokens each row's length is a multiple, so that there are 32 lengths at most.
 
     Freed memory is kept for the next step (`fourbit.prepare`), and oneDNN keeps a kernel for every shape: with a new

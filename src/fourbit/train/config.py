@@ -92,6 +92,8 @@ class TrainConfig:
         packing: put several examples into one row; they do not see each other.
         gradient_checkpointing: compute activations again in the backward pass in place of keeping them.
         activation_offloading: move what checkpointing keeps to the host's memory; without a GPU it is there anyway.
+        memory: what the run may use, such as 24GB; by default all that the machine has.
+        force: start a run that is planned not to fit all the same.
         group_by_length: put examples of about one length into a batch.
         eval_steps, save_steps, logging_steps, warmup_steps: steps, or a share of all steps if below 1.
         optim: transformers' name of an optimizer; `paged_adamw_32bit`, `paged_adamw_8bit` and `adamw_8bit` are ours.
@@ -142,6 +144,8 @@ class TrainConfig:
     gradient_accumulation_steps: int = 4
     gradient_checkpointing: bool = True
     activation_offloading: bool = False
+    memory: str | None = None
+    force: bool = False
 
     max_steps: int = -1
     num_train_epochs: float = 3.0
@@ -178,6 +182,7 @@ class TrainConfig:
         self._check_ranges()
         self._check_optimizer()
         self.quantization()
+        _ = self.memory_bytes
 
     def _check_words(self) -> None:
         for name in ("model", "data", "output"):
@@ -230,6 +235,15 @@ class TrainConfig:
                 parse_size(getattr(self, name), f"`{name}`")
         if self.optim_folder is not None and self.optim_host_budget is None:
             raise InputError("`optim_folder` is for the pages beyond `optim_host_budget`; give that, too.")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory` as a number.
+
+        Raises:
+            InputError: it is no size.
+        """
+        return None if self.memory is None else parse_size(self.memory, "`memory`")
 
     def quantization(self) -> QuantConfig | None:
         """How the model is to be quantized; None where it says for itself, or is left in 16 bits.

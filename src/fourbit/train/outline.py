@@ -6,8 +6,9 @@ from typing import Any
 
 from fourbit.nn.loss import IGNORE
 from fourbit.train.config import TrainConfig
-from fourbit.train.events import OnEvent
+from fourbit.train.events import OnEvent, Said
 from fourbit.train.model import count_parameters, load_trainable
+from fourbit.train.planning import plan_run
 from fourbit.train.run import look
 
 __all__ = ["outline_run"]
@@ -22,6 +23,8 @@ def outline_run(config: TrainConfig, *, resume: bool, overwrite: bool, on_event:
     config, _, material = look(config, resume=resume, overwrite=overwrite, on_event=on_event)
     if material is None:
         return {"output": config.output, "dry_run": True, "finished": True, "steps": 0, "config": config.to_full_dict()}
+    plan = plan_run(config, material)
+    on_event(Said(plan.sentence))
     trainable, parameters = count_parameters(load_trainable(config))
     lengths = [len(ids) for ids in material.train["input_ids"]]
     labelled = sum(label != IGNORE for labels in material.train["labels"] for label in labels[1:])
@@ -38,6 +41,8 @@ def outline_run(config: TrainConfig, *, resume: bool, overwrite: bool, on_event:
         "longest": max(lengths),
         "max_length": material.max_length,
         "steps": material.steps(config),
+        "planned_bytes": plan.planned_bytes,
+        "planned_parts": None if plan.plan is None else dict(plan.plan.parts),
         "trainable_parameters": trainable,
         "parameters": parameters,
         "config": config.to_full_dict(),

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from fourbit.memory.plan import PARTS
 from fourbit.train.charts import Series, draw, smooth
 from fourbit.train.config import TrainConfig
 from fourbit.train.samples import Sample
@@ -46,6 +47,7 @@ def write_report(
         charts=_charts(history),
         samples=samples,
         sentences=sentences,
+        memory=_memory(metrics),
         settings=_settings(config),
         commands=_commands(metrics),
     )
@@ -77,6 +79,19 @@ def _tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("parameters trained", f"{share:.2%}", trained),
     ]
     return tiles
+
+
+def _memory(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Part of the peak, what was planned and what was measured; what cannot be told apart stands in one row."""
+    planned, measured = metrics.get("planned_parts"), metrics.get("measured_parts")
+    if not planned or not measured:
+        return []
+    told = {name: count for name, count in measured.items() if name != "step"}
+    rows = [(PARTS[name], size(planned[name]), size(count)) for name, count in told.items() if planned[name] or count]
+    left = [name for name in planned if name not in told and planned[name]]
+    together = ", ".join(PARTS[name] for name in left)
+    rows.append((together, " + ".join(size(planned[name]) for name in left), size(measured["step"])))
+    return [*rows, ("together", size(sum(planned.values())), size(metrics["peak_bytes"]))]
 
 
 def _charts(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str]], str]]:

@@ -53,7 +53,7 @@ class TrainResult:
         tokens_per_second: non-pad tokens by step time, without the first two steps, evaluation and saving; None for a
             run of less than three.
         peak_bytes: of this process, or allocated on the GPU.
-        planned_bytes: None until there is a plan.
+        planned_bytes: what `peak_bytes` was planned to be; None of a model of which no step can be rehearsed.
         resumed_from: the step whose checkpoint this part of the run took up.
         metrics: what `metrics.json` holds.
         model, tokenizer: as they were trained, in evaluation mode; None where an earlier run had finished already.
@@ -174,7 +174,11 @@ class _Run:
     def go(self) -> TrainResult:
         from fourbit.train.model import count_parameters, load_trainable
         from fourbit.train.packing import keeps_apart
+        from fourbit.train.planning import plan_run, probe, process_bytes
 
+        self.plan = plan_run(self.config, self.material)
+        self.tell(Said(self.plan.sentence))
+        self.bytes_before = process_bytes()
         model = load_trainable(self.config)
         if self.config.packing and not keeps_apart(model):
             self.tell(Said("This model lets packed examples see each other, so each has a row of its own."))
@@ -184,6 +188,8 @@ class _Run:
         with stopping_on_signals(self._say_stopping) as stop:
             trainer = self._make_trainer(model, stop)
             self.folder.begin(self.asked)
+            if (sentence := probe(trainer, self.material)) is not None:
+                self.tell(Said(sentence))
             self._ask_before(model)
             self._train(trainer)
             self._evaluate_last(trainer, stop)
@@ -311,6 +317,7 @@ class _Run:
         unfinished.rmdir()
 
     def _metrics(self, trainer: FourbitTrainer) -> dict[str, Any]:
+        from fourbit.train.planning import measured_parts
         from fourbit.train.progress import peak_bytes
         from fourbit.train.record import device_name, versions
 
@@ -325,7 +332,7 @@ class _Run:
             "eval_loss": scores[-1] if scores else None,
             "tokens_per_second": meter.tokens_per_second,
             "peak_bytes": peak_bytes(),
-            "planned_bytes": None,
+            **self.plan.metrics(measured_parts(trainer, peak_bytes(), self.bytes_before)),
             "resumed_from": None if checkpoint is None else checkpoints.step_of(checkpoint),
             "eval_loss_before": scores[0] if len(scores) > 1 and config.eval_on_start else None,
             "epochs": state.epoch,
