@@ -204,9 +204,7 @@ def _train(
     loaded = resident_bytes()
     fourbit.prepare(model, gradient_checkpointing=checkpointing)
     targets = target_modules if isinstance(target_modules, str) else list(target_modules)
-    lora = peft.LoraConfig(
-        r=rank, lora_alpha=16, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
-    )
+    lora = peft.LoraConfig(r=rank, lora_alpha=16, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
     model = peft.get_peft_model(model, lora)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:

@@ -28,8 +28,8 @@ def plan(
         str,
         typer.Argument(
             metavar="MODEL|CONFIG.yaml",
-            help="A model folder, its config.json, a name on the Hugging Face hub, a shape such as llama-7b, or the YAML"
-            " file of a run.",
+            help="A model folder, its config.json, a name on the Hugging Face hub, a shape such as llama-7b, or the"
+            " YAML file of a run.",
         ),
     ],
     arguments: Annotated[
@@ -154,7 +154,12 @@ def _table(plan: Plan, keys: dict[str, Any]) -> RenderableType:
         f"{plan.model} on {'a GPU' if knobs.device == 'cuda' else 'a CPU'}: {knobs.batch_size} ×"
         f" {knobs.sequence_length:,} tokens, r = {knobs.rank}, {checkpointing[knobs.checkpointing]}"
     )
-    return Group(Text(title, style="bold"), table, *(Text(line, style=style, no_wrap=True, overflow="ignore") for line, style in _sentences(keys)), "")
+    return Group(
+        Text(title, style="bold"),
+        table,
+        *(Text(line, style=style, no_wrap=True, overflow="ignore") for line, style in _sentences(keys)),
+        "",
+    )
 
 
 def _sentences(keys: dict[str, Any]) -> list[tuple[str, str]]:

@@ -35,7 +35,9 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what an earlier run left in the output.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Start even if the memory is planned not to be enough.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start even if the memory is planned not to be enough.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write nothing; only read the data and say what would be done.")
     ] = False,

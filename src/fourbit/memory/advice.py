@@ -20,7 +20,7 @@ FEWEST_TOKENS = 64
 """Shorter sequences are not proposed."""
 
 SMALLEST_RANK = 8
-DOUBT = 0.02
+DOUBT = 0.05
 """By how much an estimate may be too high for the plan itself to be asked."""
 
 PAGED_BUDGET_BYTES = 256 << 20
@@ -179,9 +179,7 @@ def _coarser(knobs: Knobs) -> list[_Step]:
 def _lesser(knobs: Knobs) -> list[_Step]:
     """Changes under which less is learnt: fewer numbers in the adapter, shorter examples."""
     ranks = [knobs.rank >> bits for bits in range(1, 12) if knobs.rank >> bits >= SMALLEST_RANK]
-    lengths = [
-        knobs.sequence_length >> bits for bits in range(1, 20) if knobs.sequence_length >> bits >= FEWEST_TOKENS
-    ]
+    lengths = [knobs.sequence_length >> bits for bits in range(1, 20) if knobs.sequence_length >> bits >= FEWEST_TOKENS]
     return [
         *(_Step((f"lora_r={rank}",), {"rank": rank}) for rank in ranks),
         *(_Step((f"max_length={length}",), {"sequence_length": length}) for length in lengths),

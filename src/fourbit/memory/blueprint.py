@@ -142,8 +142,6 @@ def _settle(config: PreTrainedConfig, folder: Path, knobs: Knobs) -> tuple[Quant
 
 def _build(config: PreTrainedConfig, folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     model_class = find_class(config, folder, trust_remote_code=trust_remote_code)
-    if getattr(config, "_attn_implementation", None) is None:
-        config._attn_implementation = "sdpa"
     try:
         with torch.device("meta"):
             model: Any = model_class._from_config(config, dtype=dtype)
@@ -168,7 +166,7 @@ def _adapt(model: Any, knobs: Knobs) -> Any:
     )
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore")  # peft's, which whoever trains will see
             return get_peft_model(model, settings)
     except ValueError as error:
         raise InputError(

@@ -71,7 +71,9 @@ class Knobs:
             raise InputError(f"`dropout` is {self.dropout}; it must be from 0 to below 1.")
         for name, allowed in _ALLOWED.items():
             if getattr(self, name) not in allowed:
-                raise InputError(f"`{name}` is {getattr(self, name)!r}; it must be one of {', '.join(map(str, allowed))}.")
+                raise InputError(
+                    f"`{name}` is {getattr(self, name)!r}; it must be one of {', '.join(map(str, allowed))}."
+                )
         chosen_config(self.format, self.block_size, self.double_quant)
 
     @property

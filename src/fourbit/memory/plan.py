@@ -212,7 +212,13 @@ class Planner:
         from fourbit.memory.blueprint import draw
 
         key = knobs.with_(
-            batch_size=1, sequence_length=1, packed=False, accumulation=1, optimizer="none", optimizer_budget_bytes=None, device="cpu"
+            batch_size=1,
+            sequence_length=1,
+            packed=False,
+            accumulation=1,
+            optimizer="none",
+            optimizer_budget_bytes=None,
+            device="cpu",
         )
         if key not in self._blueprints:
             config = copy.deepcopy(self._config)

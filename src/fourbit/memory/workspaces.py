@@ -89,7 +89,7 @@ def _lora_linear(arguments: tuple[Any, ...], knobs: Knobs) -> Workspace:
 
 
 def _lora_linear_backward(arguments: tuple[Any, ...], knobs: Knobs) -> Workspace:
-    grad, x, xa, *_, lora_a, lora_b, _, _, dropout, needs_grad_x = arguments
+    _, x, xa, *_, lora_a, lora_b, _, _, dropout, needs_grad_x = arguments
     features = lora_a.shape[1]
     cast_a, cast_b = _casts(x, lora_a, lora_b)
     mask, left = _mask(x, dropout)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fourbit.memory.advice import cheapest_change, largest, largest_batch, largest_length
+from fourbit.memory.advice import DOUBT, cheapest_change, largest, largest_batch, largest_length
 from fourbit.memory.knobs import Knobs
 from fourbit.memory.plan import Planner
 
@@ -90,6 +90,7 @@ def test_where_no_change_is_enough_there_is_none(planner: Planner) -> None:
 
 def test_an_estimate_is_near_the_plan() -> None:
     planner = Planner("llama-7b", process_bytes=0)
-    for changes in ({}, {"optimizer": "paged_adamw_32bit", "optimizer_budget_bytes": 1 << 28}, {"device": "cpu"}):
-        knobs = KNOBS.with_(**{"device": "cuda", "batch_size": 1, **changes})
-        assert planner.estimate(knobs) == pytest.approx(planner.plan(knobs).needed_bytes, rel=0.01)
+    paged = {"optimizer": "paged_adamw_32bit", "optimizer_budget_bytes": 1 << 28}
+    for changes, within in (({"device": "cuda", **paged}, 0.01), ({"device": "cpu"}, DOUBT)):
+        knobs = KNOBS.with_(**{"batch_size": 1, **changes})
+        assert planner.estimate(knobs) == pytest.approx(planner.plan(knobs).needed_bytes, rel=within)

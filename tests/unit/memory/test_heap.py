@@ -62,8 +62,8 @@ def test_neighbours_become_one_hole() -> None:
 def test_states_and_gradients_are_played() -> None:
     step = Step(events=[(1, MB), (2, MB), (1, -MB), (3, MB)], kept=[3], gradients=[2])
     alone = high_water(step, passes=1, states=[])
-    assert 3 * MB < alone < 5 * MB
+    assert 3 * MB < alone < 6 * MB  # three at once, and two that find their holes too short
     with_states = high_water(step, passes=1, states=[8 * MB])
     assert 8 * MB <= with_states - alone < 9 * MB
     # A second pass meets the gradients of the first, and the kept buffer is taken once.
-    assert alone <= high_water(step, passes=2, states=[]) < alone + 2 * MB
+    assert alone <= high_water(step, passes=2, states=[]) < alone + 3 * MB

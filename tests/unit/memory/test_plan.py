@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -122,7 +123,11 @@ def test_to_dict_is_json() -> None:
     assert keys["total_bytes"] == sum(keys["parts"].values())
 
 
-QUICK_ROWS = [1, pytest.param(0, marks=pytest.mark.slow), *(pytest.param(row, marks=pytest.mark.slow) for row in (2, 3))]
+QUICK_ROWS = [
+    1,
+    pytest.param(0, marks=pytest.mark.slow),
+    *(pytest.param(row, marks=pytest.mark.slow) for row in (2, 3)),
+]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the resident size is read from /proc")
@@ -134,7 +139,7 @@ def test_the_plan_is_within_a_tenth_of_the_peak_resident_size(row: int, reposito
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={**__import__("os").environ, "PYTHONPATH": f"{script.parent}:{repository / 'src'}"},
+        env=os.environ | {"PYTHONPATH": f"{script.parent}:{repository / 'src'}"},
         capture_output=True,
         text=True,
         check=False,
