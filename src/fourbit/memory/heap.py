@@ -25,7 +25,7 @@ HEADER = 16
 ALIGNING = 96
 """What `memalign(64)` asks for beyond the size: the alignment and the smallest chunk."""
 
-SETTLING = 50
+SETTLING = 60
 
 Event = tuple[int, int]
 """A number, and the bytes that it takes (above 0) or gives back (below)."""

@@ -118,7 +118,7 @@ class _Account(TorchDispatchMode):
     _inside: tuple[str, int] = ("", 0)
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def know(self, model: nn.Module) -> None:
         """Take what a model holds as counted already."""

@@ -73,15 +73,19 @@ def test_the_cheapest_change_comes_first(
     assert change.plan.fits(memory)
 
 
-def test_changes_are_put_together_and_none_is_needless() -> None:
-    planner = Planner("llama-7b", process_bytes=0)
+def test_changes_are_put_together_and_none_is_needless(planner: Planner) -> None:
     knobs = KNOBS.with_(device="cuda")
-    change = cheapest_change(planner, knobs, 6_000_000_000)
+    smallest = knobs.with_(batch_size=1, accumulation=16, adapter_dtype="bfloat16")
+    memory = planner.plan(smallest).needed_bytes
+    change = cheapest_change(planner, knobs, memory)
     assert change is not None
-    assert "optim=paged_adamw_32bit" in change.flags
-    assert "adapter_dtype=bfloat16" in change.flags
-    assert not any(flag.startswith(("lora_r", "max_length")) for flag in change.flags)
-    assert change.plan.fits(6_000_000_000)
+    # Pages would not help: these states are smaller than what stays on the device of them.
+    assert change.flags == (
+        "per_device_train_batch_size=1",
+        "gradient_accumulation_steps=16",
+        "adapter_dtype=bfloat16",
+    )
+    assert change.plan.needed_bytes == memory
 
 
 def test_where_no_change_is_enough_there_is_none(planner: Planner) -> None:
@@ -89,8 +93,8 @@ def test_where_no_change_is_enough_there_is_none(planner: Planner) -> None:
 
 
 def test_an_estimate_is_near_the_plan() -> None:
-    planner = Planner("llama-7b", process_bytes=0)
-    paged = {"optimizer": "paged_adamw_32bit", "optimizer_budget_bytes": 1 << 28}
+    planner = Planner("tinyllama-1.1b", process_bytes=0)
+    paged = {"optimizer": "paged_adamw_32bit", "optimizer_budget_bytes": 1 << 26}
     for changes, within in (({"device": "cuda", **paged}, 0.01), ({"device": "cpu"}, DOUBT)):
         knobs = KNOBS.with_(**{"batch_size": 1, **changes})
         assert planner.estimate(knobs) == pytest.approx(planner.plan(knobs).needed_bytes, rel=within)

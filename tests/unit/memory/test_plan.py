@@ -20,7 +20,15 @@ from fourbit.memory.plan import PARTS, Planner, plan
 GPU = {"adapter_dtype": "bfloat16", "device": "cuda", "optimizer": "none"}
 
 
-@pytest.mark.parametrize(("shape", "bar", "counted"), [("llama-7b", 5, 4.9), ("llama-33b", 21, 20.2)])
+PUBLISHED = [
+    ("llama-7b", 5, 4.9),
+    pytest.param("llama-13b", 9, 8.8, marks=pytest.mark.slow),
+    pytest.param("llama-33b", 21, 20.2, marks=pytest.mark.slow),
+    pytest.param("llama-65b", 40, 38.9, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("shape", "bar", "counted"), PUBLISHED)
 def test_published_shapes_fit_where_the_design_says(shape: str, bar: float, counted: float) -> None:
     """Batch 1 x 512, r = 64, checkpointing, bf16 adapters, states paged out; `counted` is an independent count."""
     found = plan(shape, **GPU)  # type: ignore[arg-type]
