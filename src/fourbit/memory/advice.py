@@ -152,7 +152,8 @@ def _slower(planner: Planner, knobs: Knobs, memory_bytes: int) -> list[_Step]:
     if not knobs.checkpointing:
         found.append(_Step(("gradient_checkpointing=true",), {"checkpointing": True}))
     on_gpu = knobs.device == "cuda"
-    if on_gpu and knobs.optimizer == "adamw":
+    # Pages hold 32-bit states: they help where these are more than what stays on the device of them.
+    if on_gpu and knobs.optimizer == "adamw" and 8 * planner.plan(knobs).trainable > PAGED_BUDGET_BYTES:
         paged = {"optimizer": "paged_adamw_32bit", "optimizer_budget_bytes": PAGED_BUDGET_BYTES}
         found.append(_Step(("optim=paged_adamw_32bit",), paged))
     if on_gpu and knobs.checkpointing is True and knobs.tokens >= OFFLOADING_FROM:
