@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from fourbit.errors import InputError
 from fourbit.evaluate.bootstrap import bootstrap_interval
 from fourbit.evaluate.losses import IGNORED, TokenLosses
 from fourbit.models.mode import evaluating
+from fourbit.models.out_of_memory import Halving
 
 __all__ = ["DEFAULT_LENGTH", "Perplexity", "measure_perplexity"]
 
@@ -107,7 +109,8 @@ def measure_perplexity(
         sequence_length: L, by default what the model was made for, at most `DEFAULT_LENGTH`.
         stride: 1 to L, by default L.
         limit_tokens: score the first so many tokens and no more; the last document is cut at a whole character.
-        batch_size: windows in one forward pass: `batch_size` full ones, or as many short ones as take that room.
+        batch_size: windows in one forward pass: `batch_size` full ones, or as many short ones as take that room. Where
+            that does not fit into memory, half as many from there on; the scores are the same.
         progress: called with the tokens scored and the tokens in all, after each forward pass.
 
     Returns:
@@ -291,12 +294,17 @@ def _score(
     device = next(model.parameters()).device
     total, done = sum(document.scored for document in encoded), 0
     losses = np.zeros(len(encoded))
+    smaller = Halving("windows", hint="give a shorter `sequence_length`")
     with evaluating(model):
         score = TokenLosses(model)
-        for batch in _batches(windows, batch_size * length):
+
+        def scores(batch: Sequence[_Window]) -> tuple[Any, Any]:
             inputs, targets = _rows(batch, encoded)
             rows = (targets != IGNORED).nonzero()[:, 0].numpy()
-            scored = score(inputs.to(device), targets.to(device)).double().cpu().numpy()
+            return rows, score(inputs.to(device), targets.to(device)).double().cpu().numpy()
+
+        batches = _batches(windows, batch_size * length)
+        for batch, (rows, scored) in chain.from_iterable(smaller.run(batch, scores) for batch in batches):
             if not np.isfinite(scored).all():
                 worst = encoded[batch[int(rows[~np.isfinite(scored)][0])].document]
                 raise InputError(
@@ -310,7 +318,7 @@ def _score(
     return losses
 
 
-def _rows(batch: list[_Window], encoded: list[_Document]) -> tuple[Tensor, Tensor]:
+def _rows(batch: Sequence[_Window], encoded: list[_Document]) -> tuple[Tensor, Tensor]:
     """[B, T] input ids and targets of a group of windows, padded on the right."""
     shape = len(batch), batch[0].width
     inputs, targets = torch.zeros(shape, dtype=torch.int64), torch.full(shape, IGNORED, dtype=torch.int64)

@@ -19,6 +19,7 @@ from fourbit.generate.decode import decode
 from fourbit.generate.endings import find_endings
 from fourbit.generate.growing import Growing
 from fourbit.generate.sampling import Sampling
+from fourbit.models.out_of_memory import Halving
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -100,12 +101,18 @@ def generate_batches(
 ) -> Iterator[dict[int, Answer]]:
     """The same, batch by batch, longest prompts first.
 
+    A batch that does not fit into memory is made in halves, and so are all that follow: an answer does not depend on
+    what else is in its batch.
+
     Args:
         done: indices that need no answer. A batch with others in it is still made whole, so that what was interrupted
             goes on with the very same batches; only the others are returned.
 
     Yields:
         answers by the index of their prompt.
+
+    Raises:
+        InputError: see `generate`; also when one prompt alone does not fit into memory.
     """
     settings = settings or Sampling()
     if batch_size < 1:
@@ -118,10 +125,8 @@ def generate_batches(
     endings = {
         chat: find_endings(model, tokenizer, settings=settings, chat=chat) for chat in {each.chat for each in prompts}
     }
-    for batch in _plan(prompts, rooms, settings.max_new_tokens, batch_size):
-        wanted = [index for index in batch if index not in done]
-        if not wanted:
-            continue
+
+    def whole_answers(batch: Sequence[int]) -> list[Answer]:
         rows = [
             Growing(
                 tokenizer,
@@ -133,8 +138,19 @@ def generate_batches(
         ]
         for _ in _run(model, tokenizer, [prompts[index] for index in batch], rows, settings):
             pass
-        finished = dict(zip(batch, rows, strict=True))
-        yield {index: _answer(finished[index]) for index in wanted}
+        return [_answer(row) for row in rows]
+
+    smaller = Halving("prompts", hint="shorten it, or lower `max_new_tokens`")
+    for batch in _plan(prompts, rooms, settings.max_new_tokens, batch_size):
+        wanted = [index for index in batch if index not in done]
+        if not wanted:
+            continue
+        finished = {
+            index: answer
+            for part, answers in smaller.run(batch, whole_answers)
+            for index, answer in zip(part, answers, strict=True)
+        }
+        yield {index: finished[index] for index in wanted}
 
 
 def stream(

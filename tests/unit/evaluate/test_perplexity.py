@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fourbit.errors import InputError
 from fourbit.evaluate import measure_perplexity, read_documents
+from fourbit.evaluate.losses import TokenLosses
 from fourbit.evaluate.perplexity import _windows
 
 PER_TOKEN = 2e-5
@@ -70,6 +71,27 @@ def test_it_equals_brute_force(length: int, stride: int, tiny_llama: Any, byte_t
     assert score.perplexity == pytest.approx(math.exp(mean), rel=PER_TOKEN)
     assert score.bits_per_byte == pytest.approx(mean / math.log(2), rel=PER_TOKEN)
     assert (score.sequence_length, score.stride) == (length, stride)
+
+
+def test_windows_that_do_not_fit_are_scored_in_halves(
+    tiny_llama: Any, byte_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"sequence_length": 16, "stride": 5, "batch_size": 8}
+    whole = measure_perplexity(tiny_llama, byte_tokenizer, TEXTS, **settings)
+    rows: list[int] = []
+    score = TokenLosses.__call__
+
+    def limited(self: TokenLosses, input_ids: Tensor, targets: Tensor) -> Tensor:
+        rows.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return score(self, input_ids, targets)
+
+    monkeypatch.setattr(TokenLosses, "__call__", limited)
+    found = measure_perplexity(tiny_llama, byte_tokenizer, TEXTS, **settings)
+    assert rows[:4] == [8, 4, 2, 2]
+    assert rows.count(8) == 1  # the size that fits is kept
+    np.testing.assert_allclose(found.losses, whole.losses, rtol=0, atol=PER_TOKEN * TOKENS)
 
 
 def test_it_equals_brute_force_on_a_real_model(stories_model: Path, shared_data: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import fourbit
+import fourbit.generate.answers as answers_module
 from fourbit.errors import InputError
 from fourbit.generate import Answer, Prompt, Sampling, generate, generate_batches, load_for_generation, render, stream
 
@@ -43,6 +44,27 @@ def test_a_batch_changes_nothing(
     """In fp32: rounding differs by some 1e-6 between batches, and the likeliest token leads by far more."""
     alone = generate(model, tokenizer, beginnings, settings=settings, batch_size=1)
     assert generate(model, tokenizer, beginnings, settings=settings, batch_size=batch_size) == alone
+
+
+@pytest.mark.parametrize("settings", [Sampling(max_new_tokens=60), DRAWN], ids=["greedy", "drawn"])
+def test_a_batch_that_does_not_fit_is_made_in_halves(
+    settings: Sampling, model: Any, tokenizer: Any, beginnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = generate(model, tokenizer, beginnings, settings=settings, batch_size=1)
+    sizes: list[int] = []
+    decode = answers_module.decode
+
+    def limited(model: Any, prompts: Any, **settings: Any) -> Any:
+        sizes.append(len(prompts))
+        for made, tokens in enumerate(decode(model, prompts, **settings)):
+            if len(prompts) > 3 and made == 20:  # the cache has become too large in the middle of the answers
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            yield tokens
+
+    monkeypatch.setattr(answers_module, "decode", limited)
+    assert generate(model, tokenizer, beginnings, settings=settings, batch_size=6) == alone
+    assert sizes == [6, 3, 3, 3, 2]
+    assert not any(module.training for module in model.modules())
 
 
 def test_conversations_and_texts_share_batches(model: Any, tokenizer: Any, beginnings: list[str]) -> None:

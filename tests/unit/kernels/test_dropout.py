@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from fourbit.kernels.dropout import draw_seed, keep_mask, share
+from fourbit.kernels.dropout import BLOCK, Part, cut_masks, draw_seed, keep_mask, share
 
-SHAPE = (40, 500)
+SHAPE = (160, 125)
 N = math.prod(SHAPE)
 DEVIATIONS = 5
 """How many standard deviations a count may be off; one in 1.7 million would be, and these are the same each time."""
@@ -53,3 +53,27 @@ def test_nothing_and_everything_can_be_dropped() -> None:
     assert share(2.0, torch.tensor(7), 1.0) == 0
     assert share(2.0, torch.tensor(7), 0.5) == 4
     assert share(2.0, None, 0.5) == 2
+
+
+@pytest.mark.parametrize("width", [5, BLOCK, BLOCK + 7])
+def test_parts_see_the_masks_of_the_whole(width: int) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(6, width, 8)
+    own = torch.nn.Dropout(0.4)
+    whole_mask, whole_output = keep_mask(x, draw_seed(), 0.4), own(x)
+    state = torch.get_rng_state()
+    for first, last in ((0, 2), (2, 3), (3, 6)):
+        torch.manual_seed(0)
+        with cut_masks(Part(width * first, width * (last - first), 6 * width)):
+            assert torch.equal(keep_mask(x[first:last], draw_seed(), 0.4), whole_mask[first:last])
+            assert torch.equal(own(x[first:last]), whole_output[first:last])
+        assert torch.equal(torch.get_rng_state(), state)  # as much was drawn as for the whole
+    assert draw_seed().shape == ()
+
+
+def test_what_is_not_of_these_tokens_is_masked_by_itself() -> None:
+    """An expert sees the tokens that were sent to it, of which a part of the batch has others than the whole."""
+    with cut_masks(Part(5, 10, 30)):
+        seed = draw_seed()
+    assert keep_mask(torch.ones(7, 8), seed, 0.5).shape == (7, 8)
+    assert torch.equal(keep_mask(torch.ones(7, 8), seed, 0.5), keep_mask(torch.ones(7, 8), seed[0], 0.5))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 
 import torch
 from torch import Tensor
 
-from fourbit.kernels.native.library import DTYPES, I32, I64, POINTER, bind, check, threads
+from fourbit.kernels.native.library import DTYPES, I32, I64, POINTER, bind, check, threads, workspaces
 
 __all__ = ["accepts_attention", "accepts_attention_backward", "attention", "attention_backward"]
 
@@ -38,7 +37,7 @@ class _Arguments(ctypes.Structure):
 _measure = bind("fb_attention_workspace", [POINTER, I32, ctypes.POINTER(I64), I32])
 _forward = bind("fb_attention", [POINTER, I32])
 _backward = bind("fb_attention_backward", [POINTER, I32])
-_workspaces = threading.local()
+_workspaces = workspaces()
 
 
 def accepts_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> str | None:

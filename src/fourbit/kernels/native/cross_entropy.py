@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 
 import torch
 from torch import Tensor
 
-from fourbit.kernels.native.library import DTYPES, I32, I64, POINTER, bind, check, threads
+from fourbit.kernels.native.library import DTYPES, I32, I64, POINTER, bind, check, threads, workspaces
 
 __all__ = ["CHUNK_BYTES", "accepts_linear_cross_entropy", "linear_cross_entropy"]
 
@@ -18,7 +17,7 @@ CHUNK_BYTES = 32 << 20
 _F32 = ctypes.c_float
 _cross_entropy = bind("fb_cross_entropy", [POINTER, I32, POINTER, I64, I64, _F32, _F32, I32, POINTER, I32])
 _BAD_ARGUMENT = -1
-_workspaces = threading.local()
+_workspaces = workspaces()
 
 
 def accepts_linear_cross_entropy(

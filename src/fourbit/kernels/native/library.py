@@ -7,6 +7,7 @@ functions of its stem with `bind`; their parameters are documented in csrc/fourb
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = [
     "I32",
     "I64",
     "NON_FINITE",
+    "NO_MEMORY",
     "POINTER",
     "bind",
     "check",
@@ -28,8 +30,10 @@ __all__ = [
     "level",
     "levels",
     "load",
+    "release_freed_memory",
     "set_level",
     "threads",
+    "workspaces",
 ]
 
 ABI_VERSION = 1
@@ -37,8 +41,8 @@ ABI_VERSION = 1
 
 POINTER, I32, I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-NON_FINITE = -2
-_PROBLEMS = {-1: "a bad argument", NON_FINITE: "NaN or infinity", -3: "not enough memory", -4: "an unsupported level"}
+NON_FINITE, NO_MEMORY = -2, -3
+_PROBLEMS = {-1: "a bad argument", NON_FINITE: "NaN or infinity", -4: "an unsupported level"}
 
 _level: str | None = None
 
@@ -87,7 +91,13 @@ def bind(name: str, argtypes: Sequence[Any]) -> Callable[..., int]:
 
 
 def check(status: int, name: str) -> None:
-    """Raise where a kernel did not return 0. Arguments are checked before, so this is our fault, not the user's."""
+    """Raise where a kernel did not return 0. Arguments are checked before, so this is our fault, not the user's.
+
+    Raises:
+        MemoryError: the system gave it no memory. RuntimeError: for any other reason.
+    """
+    if status == NO_MEMORY:
+        raise MemoryError(f"{name} was given no memory by the system")
     if status:
         raise RuntimeError(f"{name} failed: {_PROBLEMS.get(status, f'status {status}')}.")
 
@@ -130,3 +140,23 @@ def keep_freed_memory() -> bool:
     """
     library = load()
     return not isinstance(library, str) and library.fb_keep_freed_memory() == 1
+
+
+_workspaces: list[threading.local] = []
+
+
+def workspaces() -> threading.local:
+    """Where a module keeps the buffers of each thread that its kernels use again and again."""
+    made = threading.local()
+    _workspaces.append(made)
+    return made
+
+
+def release_freed_memory() -> None:
+    """Give back to the system what is free, the workspaces of this thread included; the next kernels take it anew."""
+    for kept in _workspaces:
+        kept.__dict__.clear()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
+        trim(0)

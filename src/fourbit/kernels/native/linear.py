@@ -9,14 +9,13 @@ type of x, torch's GEMM is an order of magnitude slower than in fp32, and both w
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fourbit.kernels.native.dequantize import dequantize_blocks
-from fourbit.kernels.native.library import DTYPES, I32, I64, POINTER, bind, check, level, threads
+from fourbit.kernels.native.library import DTYPES, I32, I64, POINTER, bind, check, level, threads, workspaces
 from fourbit.kernels.native.weight import Weight, point_at, refusal
 
 __all__ = ["FEW_ROWS", "MANY_ROWS", "accepts_linear", "accepts_linear_grad_input", "linear", "linear_grad_input"]
@@ -57,7 +56,7 @@ _WITHOUT_ARITHMETIC = {
 _PARAMETERS = [ctypes.POINTER(Weight), POINTER, I32, I64, POINTER, POINTER, I32]
 _linear = bind("fb_linear", _PARAMETERS)
 _linear_many = bind("fb_linear_many", _PARAMETERS)
-_workspaces = threading.local()
+_workspaces = workspaces()
 
 
 def accepts_linear(

@@ -58,7 +58,7 @@ def lora_linear(
         lora_b: [N, R], in any dtype; products run in the dtype of `x`, gradients come back in the adapter's own.
         scaling: s.
         bias: [N].
-        seed: [] int64 on the CPU, see `kernels.dropout`; None for no dropout.
+        seed: [] or [4] int64 on the CPU, see `kernels.dropout`; None for no dropout.
         dropout: p, the share of the elements of `x` that the adapter does not see; the base product sees all.
 
     Returns:
@@ -91,7 +91,9 @@ def _check(
             f"Adapter matrices of shapes {list(lora_a.shape)} and {list(lora_b.shape)} do not fit an input with"
             f" {x.shape[-1]} features; they must be [R, K] and [N, R]."
         )
-    if seed is not None and (seed.dim() or seed.dtype != torch.int64 or seed.device.type not in ("cpu", "meta")):
+    if seed is not None and (
+        list(seed.shape) not in ([], [4]) or seed.dtype != torch.int64 or seed.device.type not in ("cpu", "meta")
+    ):
         raise ValueError(f"The seed of a dropout is one int64 on the CPU, not {list(seed.shape)} of {seed.dtype}.")
 
 
