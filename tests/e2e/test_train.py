@@ -314,3 +314,21 @@ def test_an_unreachable_hub_name(refused: Callable[..., str], what: str) -> None
 )
 def test_commands_that_make_no_sense(fourbit_here: Run, arguments: tuple[str, ...], complaint: str) -> None:
     assert fourbit_here("train", *arguments).complaint == f"Error: {complaint}"
+
+
+def test_a_memory_limit_below_what_python_takes(
+    fourbit_here: Run, stories_model: Path, alpaca: Path, tmp_path: Path
+) -> None:
+    """The limit is watched for real here, and what one row needs is told in one sentence."""
+    flags = ("--model", stories_model, "--data", alpaca, "--output", "out")
+    done = fourbit_here("train", *flags, *short(memory="100MB", eval_size=0))
+    assert done.code == 2, done.err
+    (line,) = [line for line in done.err.splitlines() if line.startswith("Error: ")]
+    assert "alone does not fit into memory even with gradient checkpointing (the process holds" in line
+    assert "and `memory` allows 100 MB); raise `memory`" in line
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_a_memory_limit_that_is_no_size(fourbit_here: Run, stories_model: Path, alpaca: Path) -> None:
+    flags = ("--model", stories_model, "--data", alpaca, "--output", "out")
+    assert "`memory` is 'much'" in fourbit_here("train", *flags, "memory=much").complaint

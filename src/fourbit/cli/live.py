@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from fourbit.train.events import Began, Evaluated, Event, Said, Saved, Stepped
+from fourbit.train.events import Began, Evaluated, Event, Noted, Said, Saved, Stepped
 from fourbit.words import duration, size
 
 __all__ = ["Watcher"]
@@ -38,7 +38,7 @@ class Watcher:
             self._bar.stop()
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Said):
+        if isinstance(event, (Said, Noted)):
             self._say(event.sentence)
         elif isinstance(event, Began):
             self._begin(event)

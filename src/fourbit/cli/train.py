@@ -50,7 +50,7 @@ def train(
     too): it is recognised by its fields, and `fourbit data lint` judges it beforehand. The keys are those of
     transformers and trl, and a few of fourbit's own: model, data, eval_data, output, adapter, format, block_size,
     double_quant, dtype, adapter_dtype, lora_r, lora_alpha, lora_dropout, target_modules, loss_on, chat_template,
-    max_length, eval_size, limit, memory, samples. The defaults are Guanaco's.
+    max_length, eval_size, limit, memory, max_skipped_steps, samples. The defaults are Guanaco's.
 
     Ctrl-C finishes the step, saves a checkpoint and ends; --resume takes it up. A second Ctrl-C ends at once.
     """

@@ -32,7 +32,8 @@ class PreparedData:
     """Rows for a trainer.
 
     Attributes:
-        train, evaluation: columns `input_ids` and `labels`; evaluation is None where nothing is held out.
+        train, evaluation: columns `input_ids`, `labels`, and `place` for where a record was read; evaluation is None
+            where nothing is held out.
         sentences: what was recognised, split, cut and dropped, for the user.
         dropped: records that could not be learned from.
     """
@@ -221,6 +222,7 @@ class _Rows:
 
     ids: list[NDArray[np.int64]] = field(default_factory=list)
     labels: list[NDArray[np.int64]] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
     truncated: int = 0
     unlearned: int = 0
     wordless: int = 0
@@ -252,6 +254,7 @@ def _encoded(examples: list[Example], encoder: Encoder, what: str, sentences: li
         if row.learned:
             rows.ids.append(np.array(row.input_ids))
             rows.labels.append(np.array(row.labels))
+            rows.places.append(example.place)
         elif row.truncated:
             rows.unlearned += 1
         else:
@@ -297,4 +300,4 @@ def nothing_left(
 def _dataset(rows: _Rows) -> Dataset:
     from datasets import Dataset
 
-    return Dataset.from_dict({"input_ids": rows.ids, "labels": rows.labels})
+    return Dataset.from_dict({"input_ids": rows.ids, "labels": rows.labels, "place": rows.places})

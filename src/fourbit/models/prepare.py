@@ -28,7 +28,7 @@ from fourbit.nn.norm import FusedNorm, prove_norm
 from fourbit.nn.offload import OffloadedCheckpoint
 from fourbit.nn.rotary import FusedRotary, prove_rotary, rotary_function
 
-__all__ = ["Prepared", "assume_loss", "fuse_modules", "prepare"]
+__all__ = ["Prepared", "assume_loss", "enable_checkpointing", "fuse_modules", "prepare"]
 
 _LOG = logging.getLogger("fourbit")
 
@@ -123,6 +123,18 @@ def fuse_modules(model: nn.Module) -> Prepared:
     report = Prepared(checkpointing=False)
     _fuse_modules(_transformers_model(model), report)
     return report
+
+
+def enable_checkpointing(model: nn.Module) -> None:
+    """Keep only the input of every layer from now on, and compute the rest again in the backward pass; in place.
+
+    Args:
+        model: see `prepare`.
+
+    Raises:
+        InputError: it is no model of transformers, or does not support checkpointing.
+    """
+    _checkpoint(_transformers_model(model))
 
 
 def _transformers_model(model: nn.Module) -> Any:

@@ -25,10 +25,23 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.trainer.on_event(Began(state.global_step, state.max_steps))
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.judge_step()
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         self.trainer.meter.end_step()
+        if self.trainer.guard.is_over:  # with a checkpoint, if it is the records that are at fault and not the weights
+            if not self.trainer.weights_are_good():
+                self.trainer.give_up(good=False)
+            control.should_save, control.should_evaluate = True, False
         if control.should_save or self.trainer.stop.requested or state.global_step >= state.max_steps:
             control.should_log = True  # nothing is saved whose loss was not looked at
         return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer.guard.is_over:
+            self.trainer.give_up(good=True)

@@ -44,6 +44,7 @@ OURS_INSTEAD = {
 """Fields of `SFTConfig` that would contradict one of ours."""
 
 NOT_POSSIBLE = {
+    "auto_find_batch_size": "a batch that does not fit into memory is done in pieces anyway",
     "dataset_kwargs": "the data is prepared by fourbit",
     "deepspeed": "a run takes one process and one GPU",
     "dataset_text_field": "the fields of the data are recognised",
@@ -92,7 +93,8 @@ class TrainConfig:
         packing: put several examples into one row; they do not see each other.
         gradient_checkpointing: compute activations again in the backward pass in place of keeping them.
         activation_offloading: move what checkpointing keeps to the host's memory; without a GPU it is there anyway.
-        memory: what the run may use, such as 24GB; by default all that the machine has.
+        memory: what the run may use, such as 24GB; by default all that the machine has. A step that would need more is
+            done in smaller pieces.
         force: start a run that is planned not to fit all the same.
         group_by_length: put examples of about one length into a batch.
         eval_steps, save_steps, logging_steps, warmup_steps: steps, or a share of all steps if below 1.
@@ -102,6 +104,7 @@ class TrainConfig:
         optim_folder: where that file is; by default in `output`.
         optim_page_elements: of a page; by default 2^20, or what is a quarter of a budget.
         optim_master_weights: keep fp32 copies of bf16 adapters among the pages.
+        max_skipped_steps: steps without a number for a loss or gradient; so many in a row end the run.
         samples: questions that the model is asked before and after, for the report.
         sample_tokens: the longest answer to one.
         extra: further fields of trl's `SFTConfig`.
@@ -161,6 +164,7 @@ class TrainConfig:
     adam_beta2: float = 0.999
     weight_decay: float = 0.0
     max_grad_norm: float = 0.3
+    max_skipped_steps: int = 5
     seed: int = 0
     data_seed: int = 42
 
@@ -349,6 +353,7 @@ _AT_LEAST = {
     "warmup_steps": 0,
     "weight_decay": 0,
     "max_grad_norm": 0,
+    "max_skipped_steps": 1,
     "seed": 0,
     "data_seed": 0,
     "optim_page_elements": 64,

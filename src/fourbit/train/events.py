@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Began", "Evaluated", "Event", "OnEvent", "Said", "Saved", "Stepped"]
+__all__ = ["Began", "Evaluated", "Event", "Noted", "OnEvent", "Said", "Saved", "Stepped"]
 
 
 @dataclass(frozen=True)
@@ -71,5 +71,18 @@ class Saved:
     path: Path
 
 
-Event = Said | Began | Stepped | Evaluated | Saved
+@dataclass(frozen=True)
+class Noted:
+    """Something happened that the run's history keeps.
+
+    Attributes:
+        kind: "out_of_memory", "skipped", "diverged" or "no_score".
+    """
+
+    step: int
+    kind: str
+    sentence: str
+
+
+Event = Said | Began | Stepped | Evaluated | Saved | Noted
 OnEvent = Callable[[Event], None]

@@ -63,6 +63,7 @@ MAY_CHANGE = frozenset(
         "force",
         "gradient_checkpointing",
         "logging_steps",
+        "max_skipped_steps",
         "max_steps",
         "memory",
         "num_train_epochs",

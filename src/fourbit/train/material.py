@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -61,6 +61,16 @@ class Material:
     def eval_rows(self) -> Dataset | None:
         """What it evaluates on."""
         return self.evaluation if self.packed_evaluation is None else self.packed_evaluation
+
+    def places(self, rows: Sequence[int]) -> list[str]:
+        """Where the records in some of the `rows` were read."""
+        examples: Iterable[int] = rows
+        if self.packed_train is not None:
+            # Packing looks at lengths alone, so the numbers of the examples are packed as their tokens were.
+            numbers = [[number] * len(ids) for number, ids in enumerate(self.train["input_ids"])]
+            packed = _pack(self.train.remove_columns("labels").add_column("labels", numbers), self.max_length)
+            examples = (number for row in rows for number in dict.fromkeys(packed[row]["labels"]))
+        return [str(self.train[number]["place"]) for number in examples]
 
     def contents(self, config: TrainConfig) -> dict[str, str | None]:
         """A hash of each thing that the run learns from, and None of what it has not; see `folder.CONTENTS`.

@@ -23,11 +23,13 @@ class Meter:
         tokens: without padding, over the whole run.
         seconds: in steps, over the whole run.
         loss_sum: the sum of the losses of all steps that were logged.
+        logged_steps: how many those are; steps without a number for a loss are none of them.
     """
 
     tokens: int = 0
     seconds: float = 0.0
     loss_sum: float = 0.0
+    logged_steps: int = 0
     steps_here: int = 0
     timed_tokens: int = 0
     timed_seconds: float = 0.0
@@ -76,7 +78,7 @@ class Meter:
         return cls(**{name: found[name] for name in _OF_THE_RUN})
 
 
-_OF_THE_RUN = ("tokens", "seconds", "loss_sum")
+_OF_THE_RUN = ("tokens", "seconds", "loss_sum", "logged_steps")
 
 
 def memory_bytes() -> int:

@@ -64,8 +64,11 @@ def device_name() -> str:
 
 
 def history_rows(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a Trainer's log that belong to a step, without what it says at the end."""
-    return [dict(row) for row in log if "loss" in row or "eval_loss" in row]
+    """The rows of a Trainer's log that belong to a step, without what it says at the end.
+
+    Rows with `event` say in a `sentence` what else happened there.
+    """
+    return [dict(row) for row in log if {"loss", "eval_loss", "event"} & row.keys()]
 
 
 def to_jsonl(rows: Sequence[Mapping[str, Any]]) -> str:

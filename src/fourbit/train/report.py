@@ -48,6 +48,7 @@ def write_report(
         samples=samples,
         sentences=sentences,
         memory=_memory(metrics),
+        events=[str(row["sentence"]) for row in history if "event" in row],
         settings=_settings(config),
         commands=_commands(metrics),
     )

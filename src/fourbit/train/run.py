@@ -220,6 +220,7 @@ class _Run:
                 eval_data=self.material.eval_rows,
                 stop=stop,
                 on_event=self.tell,
+                places=self.material.places,
             )
         except (ImportError, RuntimeError, ValueError) as error:
             if "DataParallel" in str(error):
@@ -328,7 +329,7 @@ class _Run:
             "output": str(self.folder.path),
             "steps": state.global_step,
             "tokens": meter.tokens,
-            "train_loss": meter.loss_sum / state.global_step if state.global_step else None,
+            "train_loss": meter.loss_sum / meter.logged_steps if meter.logged_steps else None,
             "eval_loss": scores[-1] if scores else None,
             "tokens_per_second": meter.tokens_per_second,
             "peak_bytes": peak_bytes(),

@@ -8,14 +8,15 @@ every option of `SFTConfig`. What is replaced, and why:
 - evaluation: the mean is over labelled tokens, not over batches, and it draws nothing from the random numbers of the
   training, so that evaluating more or less often changes no result;
 - the order of the examples: it depends on the seed and the epoch alone, so that a resumed run goes on with the same;
-- saving: a checkpoint is whole or not there.
+- saving: a checkpoint is whole or not there;
+- trouble: a batch that does not fit into memory is done in pieces, and a step without numbers is left out (`guarded`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,19 +25,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from trl import SFTTrainer
 
-from fourbit.errors import InputError
 from fourbit.models.folders import disk_problem, name_disk_problem
 from fourbit.nn.loss import IGNORE
 from fourbit.train import checkpoints
 from fourbit.train.arguments import arguments
 from fourbit.train.config import TrainConfig
 from fourbit.train.events import Evaluated, OnEvent, Said, Saved, Stepped
+from fourbit.train.guard import GUARD_FILE
+from fourbit.train.guarded import GuardedTrainer
 from fourbit.train.interrupt import Stop
 from fourbit.train.optimizer import optimizer
 from fourbit.train.order import EpochSampler
 from fourbit.train.progress import Meter, memory_bytes, peak_bytes
+from fourbit.train.rescue import RESCUE_FILE
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,7 +50,7 @@ __all__ = ["FourbitTrainer", "scoring"]
 METER_FILE = "meter.json"
 
 
-class FourbitTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not followed
+class FourbitTrainer(GuardedTrainer):
     """See the top of this file.
 
     Args:
@@ -56,7 +58,8 @@ class FourbitTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not followed
         config: of the run.
         train_data, eval_data: tokenized, with labels; packed if `config.packing`.
         stop: asked after every step.
-        on_event: is told of steps, evaluations and checkpoints.
+        on_event: is told of steps, evaluations, checkpoints and trouble.
+        places: where rows of `train_data` came from, for people; by default their numbers.
     """
 
     loss_is_scaled_for_ga = True
@@ -72,10 +75,12 @@ class FourbitTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not followed
         eval_data: Dataset | None,
         stop: Stop,
         on_event: OnEvent,
+        places: Callable[[Sequence[int]], list[str]] | None = None,
     ) -> None:
         from fourbit.train.callback import RunCallback
 
         self.run_config, self.stop, self.on_event, self.meter = config, stop, on_event, Meter()
+        self.prepare_for_trouble(model, config, places)
         causal_lm = model.get_base_model()
         own_forward = causal_lm.__dict__.get("forward")
         super().__init__(
@@ -112,6 +117,7 @@ class FourbitTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not followed
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Also starts the clock of the step."""
         self.meter.start_clock()
+        self._step_loss = None
         batches, labelled = super().get_batch_samples(*args, **kwargs)
         self.meter.start_step(sum(_tokens(batch) for batch in batches))
         return batches, labelled
@@ -140,9 +146,10 @@ class FourbitTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not followed
             loss = loss * _labelled(inputs["labels"]) / num_items_in_batch
             if self.args.average_tokens_across_devices:
                 loss = loss * self.accelerator.num_processes
+        self.rescue.check(loss)
         return (loss, outputs) if return_outputs else loss
 
-    def _given(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _given(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What the model is called with: no cache, and no mask of the padding.
 
         Padding stands on the right, where a causal model does not look, and its labels do not count. Without a mask
@@ -152,6 +159,8 @@ class FourbitTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not followed
         if not getattr(self.model.config.get_text_config(), "output_router_logits", False):
             kept.pop("attention_mask", None)
         return kept
+
+    # Evaluation
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -163,44 +172,58 @@ class FourbitTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not followed
             loader = self.get_eval_dataloader(eval_dataset)
             for done, batch in enumerate(loader, 1):
                 inputs = self._prepare_inputs(batch)
-                labelled = _labelled(inputs["labels"])
-                loss = self.model(**self._given(inputs))["loss"]
-                sums += torch.stack([loss.double() * labelled, labelled.double()])
+                sums += self.rescue.evaluate(inputs, self._score)
                 self.on_event(Evaluated(step, done, len(loader), None))
                 if self.stop.requested and self.args.metric_for_best_model is None:
                     self._end_soon()
                     return {}
         total, labelled = self.accelerator.reduce(sums, reduction="sum").tolist()
         loss = total / labelled
-        metrics = {f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_runtime": time.perf_counter() - started}
+        runtime = {f"{metric_key_prefix}_runtime": time.perf_counter() - started}
+        if not math.isfinite(loss):
+            self._note("no_score", f"The evaluation after step {step} has no score: its loss is {loss}.")
+            self.log(runtime)
+            return {f"{metric_key_prefix}_loss": math.inf, **runtime}
+        metrics = {f"{metric_key_prefix}_loss": loss, **runtime}
         self.log(metrics)
         self.on_event(Evaluated(step, len(loader), len(loader), loss))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def weights_are_good(self) -> bool:
+        """Whether they still give a number for the records of the last good step, from before the change it made."""
+        if self.guard.last_good is None:
+            return False
+        batch = self.data_collator([self.train_dataset[row] for row in self._rows_of(self.guard.last_good)])
+        with scoring(self.model), torch.no_grad():
+            found = self.rescue.evaluate(self._prepare_inputs(batch), self._score)
+        return bool(found.isfinite().all())
+
+    def _score(self, inputs: Mapping[str, Any]) -> Tensor:
+        """[2] float64: the sum of the losses of a batch, and how many there are."""
+        labelled = _labelled(inputs["labels"]).double()
+        return torch.stack([self.model(**self._given(inputs))["loss"].double() * labelled, labelled])
+
     # The log
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what is measured here, and tell whoever listens.
-
-        Raises:
-            InputError: the loss is no number any more.
-        """
+        """Add what is measured here, and tell whoever listens."""
         if "loss" in logs:
             step, last = self.state.global_step, self.last_logged
-            if not math.isfinite(logs["loss"]):
-                raise InputError(
-                    f"The loss became {logs['loss']} in step {step}; lower `learning_rate`"
-                    f" ({self.run_config.learning_rate:g}), or compute in bfloat16. The checkpoints before it remain."
-                )
-            self.meter.loss_sum += logs["loss"] * (step - last)
-            self.last_logged = step
+            logs = {name: value for name, value in logs.items() if math.isfinite(value)}  # the norm, if left out
+            scored = self.meter.logged_steps - self._scored_before
+            self._scored_before, self.last_logged = self.meter.logged_steps, step
             logs |= {"tokens": self.meter.tokens, "seconds": self.meter.seconds}
             logs |= {"memory_bytes": memory_bytes(), "peak_bytes": peak_bytes()}
             rate = self.meter.tokens_per_second
             if rate is not None:
                 logs["tokens_per_second"] = rate
-            self.on_event(self._stepped(logs))
+            if scored:  # the mean is over all steps since the last log, those included that have no loss
+                logs["loss"] *= (step - last) / scored
+                self.meter.loss_sum += logs["loss"] * scored
+                self.on_event(self._stepped(logs))
+            else:
+                del logs["loss"]
         Trainer.log(self, logs, start_time)  # SFTTrainer would add metrics of its own loss
         if self.stop.requested:
             self._end_soon()
@@ -211,6 +234,7 @@ class FourbitTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not followed
         self.control.should_evaluate = False
 
     last_logged = 0
+    _scored_before = 0
 
     def _stepped(self, logs: dict[str, float]) -> Stepped:
         step, steps = self.state.global_step, self.state.max_steps
@@ -256,6 +280,8 @@ class FourbitTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not followed
             self.state.best_model_checkpoint = str(final.with_name(f"checkpoint-{self.state.best_global_step}"))
             self.state.save_to_json(str(written / TRAINER_STATE_NAME))
         self.meter.save(written / METER_FILE)
+        self.guard.save(written / GUARD_FILE)
+        self.rescue.save(written / RESCUE_FILE)
         for path in written.iterdir():
             path.rename(unfinished / path.name)
         written.rmdir()
@@ -270,7 +296,9 @@ class FourbitTrainer(SFTTrainer):  # type: ignore[misc]  # trl is not followed
     def take_up(self, checkpoint: Path) -> None:
         """Go on counting where the run stood at a checkpoint; `train(resume_from_checkpoint=...)` does the rest."""
         self.meter = Meter.load(checkpoint / METER_FILE)
-        self.last_logged = checkpoints.step_of(checkpoint)
+        self.last_logged, self._scored_before = checkpoints.step_of(checkpoint), self.meter.logged_steps
+        self.guard.load(checkpoint / GUARD_FILE)
+        self.rescue.load(checkpoint / RESCUE_FILE)
         self.args.eval_on_start = False
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

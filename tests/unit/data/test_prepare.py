@@ -34,7 +34,7 @@ def test_rows(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     prepared = prepare_data(data(tmp_path / "a.jsonl", 3), tokenizer, max_length=200)
     assert prepared.evaluation is None  # too few to hold any out
     assert answers(prepared.train, tokenizer) == [" Answer 0.</s>", " Answer 1.</s>", " Answer 2.</s>"]
-    assert set(prepared.train.column_names) == {"input_ids", "labels"}
+    assert set(prepared.train.column_names) == {"input_ids", "labels", "place"}
     assert prepared.dropped == 0
 
 
