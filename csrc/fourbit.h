@@ -23,7 +23,7 @@ extern "C" {
 #endif
 
 /* Raised with every change to a struct or to the parameters of a function; library.py expects the same number. */
-#define FB_ABI_VERSION 1
+#define FB_ABI_VERSION 2
 
 enum { FB_F32 = 0, FB_F16 = 1, FB_BF16 = 2, FB_BOOL = 3 };
 
@@ -74,6 +74,44 @@ typedef struct FbAttention {
     FbRows grad_out, grad_q, grad_k, grad_v; /* backward only */
     void* workspace;                         /* of the size below, aligned to 64 bytes */
 } FbAttention;
+
+/* A 4-bit linear layer, with a low-rank adapter or none (a and b NULL); see fb_linear and fb_lora_add. */
+typedef struct FbProduct {
+    FbWeight weight;
+    const void *bias, *a, *b;
+    int64_t rank;
+    int32_t adapter_dtype;
+    float scaling;
+    int32_t many; /* fb_linear_many in place of fb_linear */
+} FbProduct;
+
+/* See fb_rms_norm. */
+typedef struct FbNorm {
+    const void* weight; /* NULL: none */
+    float eps, offset;
+    int32_t round_first;
+} FbNorm;
+
+typedef struct FbDecoderLayer {
+    FbNorm norm, mlp_norm, q_norm, k_norm; /* the last two of each head, or none */
+    FbProduct q, k, v, out, gate, up, down;
+    void *keys, *values; /* [batch, kv_heads, capacity, head] */
+} FbDecoderLayer;
+
+/* A decoder of LLaMA's build:
+ *
+ *     x = x + out(attend(rotate(q(norm x)), rotate(k(norm x)), v(norm x)));   x = x + down(act(gate(n x)) * up(n x))
+ *
+ * for each layer with n its mlp_norm, and x = norm(x) at the end; all of `dtype`, each step rounded. */
+typedef struct FbDecoder {
+    int32_t dtype, activation; /* see fb_swiglu */
+    float scale;               /* of attention */
+    int64_t layers, batch, hidden, inner, heads, kv_heads, head, rotated, capacity;
+    const FbDecoderLayer* layer;
+    FbNorm norm;
+    const uint8_t* visible; /* [batch, capacity]: nonzero is seen; NULL: all is */
+    void* workspace;        /* of the size below, aligned to 64 bytes */
+} FbDecoder;
 
 /* ---- the library ---- */
 
@@ -153,6 +191,17 @@ FB_EXPORT int32_t fb_linear_many(const FbWeight* weight, const void* x, int32_t 
 FB_EXPORT int32_t fb_lora_add(const void* x, int32_t dtype, int64_t m, int64_t cols, const void* a, const void* b,
                               int32_t adapter_dtype, int64_t rank, int64_t rows, float scaling, void* xa, void* y,
                               int32_t threads);
+
+/* ---- decoder ---- */
+
+/* The bytes of workspace that steps need with so many threads, whatever the number of tokens. */
+FB_EXPORT int32_t fb_decoder_workspace(const FbDecoder* decoder, int64_t* bytes, int32_t threads);
+
+/* x [batch, hidden] -> x: one token of each row, which is number `place` of its keys and values, through all layers.
+ * cosine and sine [batch or 1, rotated], `table_stride` elements apart (0 for one row). The same bits as kernel after
+ * kernel; they do not depend on `threads`. */
+FB_EXPORT int32_t fb_decoder_step(const FbDecoder* decoder, int64_t place, const void* cosine, const void* sine,
+                                  int64_t table_stride, void* x, int32_t threads);
 
 /* ---- attention ---- */
 

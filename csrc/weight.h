@@ -10,6 +10,16 @@ FB_BEGIN
 // next reader. The size is not asked for, as under virtualisation the C library and the kernel disagree about it.
 constexpr int64_t stream_bytes = 32 << 20;
 
+// One of several weights that meet the same x.
+struct Product {
+    const FbWeight* weight;
+    const void* bias;
+    void* y;
+};
+
+// `linear` of each, in one go: valid weights, not all without rows, of the same columns and block size.
+int32_t linear_group(const Product* products, int64_t count, const void* x, int32_t dtype, int64_t m, int32_t threads);
+
 static inline float scale_of(const FbWeight& weight, int64_t block) {
     if (weight.absmax) return weight.absmax[block];
     const float scale = weight.nested_map[weight.absmax_codes[block]] * weight.nested_absmax[block >> 8];

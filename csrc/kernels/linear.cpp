@@ -348,6 +348,8 @@ void multiply_rows(const FbWeight& weight, const Sizes& sizes, const typename In
 constexpr int64_t least_per_thread = 1 << 16;  // elements of W for which waking a thread pays
 constexpr int64_t most_x_bytes = 512 << 10;    // of arranged x at a time: every row of W passes over it
 
+int64_t tiles_of(int64_t rows) { return (rows + rows_together - 1) / rows_together; }
+
 // The rows of x to take at a time.
 template <typename In>
 int64_t rows_at_once(const FbWeight& weight, int64_t m) {
@@ -357,11 +359,32 @@ int64_t rows_at_once(const FbWeight& weight, int64_t m) {
     return m < blocks * In::most_rows ? m : blocks * In::most_rows;
 }
 
+// Tiles [begin, end), counted through all products.
 template <typename In, typename T>
-int32_t multiply_all(const FbWeight& weight, const T* x, int64_t m, const T* bias, T* y, int32_t threads) {
+void multiply_tiles(const Product* products, int64_t m, const typename In::X* x, int64_t first_row, int64_t begin,
+                    int64_t end, float* scales) {
+    for (const Product* product = products; begin < end; ++product) {
+        const Sizes sizes(*product->weight, m);
+        const int64_t tiles = tiles_of(sizes.rows), stop = end < tiles ? end : tiles;
+        if (begin < stop) {
+            const int64_t last = stop * rows_together;
+            T* y = (T*)product->y + first_row * sizes.rows;
+            multiply_rows<In>(*product->weight, sizes, x, (const T*)product->bias, y, begin * rows_together,
+                              last < sizes.rows ? last : sizes.rows, scales);
+        }
+        begin = begin < tiles ? 0 : begin - tiles;
+        end -= tiles;
+    }
+}
+
+template <typename In, typename T>
+int32_t multiply_all(const Product* products, int64_t count, const T* x, int64_t m, int32_t threads) {
+    const FbWeight& weight = *products->weight;
     const int64_t rows = rows_at_once<In>(weight, m);
     const Sizes most(weight, rows);
-    int64_t parts = most.rows * most.cols / least_per_thread;
+    int64_t tiles = 0;
+    for (int64_t i = 0; i < count; ++i) tiles += tiles_of(products[i].weight->rows);
+    int64_t parts = tiles * rows_together * most.cols / least_per_thread;
     parts = parts < 1 ? 1 : parts > threads ? threads : parts;
 
     const size_t x_bytes = ((size_t)most.x_size() * sizeof(typename In::X) + 127) / 128 * 128;
@@ -372,16 +395,13 @@ int32_t multiply_all(const FbWeight& weight, const T* x, int64_t m, const T* bia
     auto* arranged = (typename In::X*)aligned;
     float* scales = (float*)(aligned + x_bytes);
 
-    const int64_t tiles = (most.rows + rows_together - 1) / rows_together;
     for (int64_t first = 0; first < m; first += rows) {
-        const Sizes sizes(weight, m - first < rows ? m - first : rows);
-        arrange<In>(x + first * sizes.cols, sizes, arranged);
+        const int64_t some = m - first < rows ? m - first : rows;
+        arrange<In>(x + first * most.cols, Sizes(weight, some), arranged);
 #pragma omp parallel for schedule(static) num_threads((int)parts)
         for (int64_t part = 0; part < parts; ++part) {
-            const int64_t begin = tiles * part / parts * rows_together;
-            const int64_t end = tiles * (part + 1) / parts * rows_together;
-            multiply_rows<In>(weight, sizes, arranged, bias, y + first * sizes.rows, begin,
-                              end < sizes.rows ? end : sizes.rows, scales + part * sizes.scales * rows_together);
+            multiply_tiles<In, T>(products, some, arranged, first, tiles * part / parts, tiles * (part + 1) / parts,
+                                  scales + part * most.scales * rows_together);
         }
     }
     free(memory);
@@ -390,27 +410,32 @@ int32_t multiply_all(const FbWeight& weight, const T* x, int64_t m, const T* bia
 
 }  // namespace
 
-int32_t linear(const FbWeight* weight, const void* x, int32_t dtype, int64_t m, const void* bias, void* y,
-               int32_t threads) {
-    if (!is_valid(*weight) || m < 0 || threads < 1) return FB_BAD_ARGUMENT;
-    if (m == 0 || weight->rows == 0) return FB_OK;
+int32_t linear_group(const Product* products, int64_t count, const void* x, int32_t dtype, int64_t m, int32_t threads) {
     switch (dtype) {
         case FB_F32:
-            return multiply_all<InFloat>(*weight, (const float*)x, m, (const float*)bias, (float*)y, threads);
+            return multiply_all<InFloat>(products, count, (const float*)x, m, threads);
         case FB_F16:
-            return multiply_all<InFloat>(*weight, (const f16*)x, m, (const f16*)bias, (f16*)y, threads);
+            return multiply_all<InFloat>(products, count, (const f16*)x, m, threads);
         case FB_BF16:
 #if FB_AVX512BF16
-            if (InScaledBf16::takes(*weight)) {
-                return multiply_all<InScaledBf16>(*weight, (const bf16*)x, m, (const bf16*)bias, (bf16*)y, threads);
+            if (InScaledBf16::takes(*products->weight)) {
+                return multiply_all<InScaledBf16>(products, count, (const bf16*)x, m, threads);
             }
-            return multiply_all<InBf16>(*weight, (const bf16*)x, m, (const bf16*)bias, (bf16*)y, threads);
+            return multiply_all<InBf16>(products, count, (const bf16*)x, m, threads);
 #else
-            return multiply_all<InFloat>(*weight, (const bf16*)x, m, (const bf16*)bias, (bf16*)y, threads);
+            return multiply_all<InFloat>(products, count, (const bf16*)x, m, threads);
 #endif
         default:
             return FB_BAD_ARGUMENT;
     }
+}
+
+int32_t linear(const FbWeight* weight, const void* x, int32_t dtype, int64_t m, const void* bias, void* y,
+               int32_t threads) {
+    if (!is_valid(*weight) || m < 0 || threads < 1) return FB_BAD_ARGUMENT;
+    if (m == 0 || weight->rows == 0) return FB_OK;
+    const Product product{weight, bias, y};
+    return linear_group(&product, 1, x, dtype, m, threads);
 }
 
 FB_END

@@ -59,14 +59,22 @@ class Room(CacheLayerMixin):  # type: ignore[misc]
             self.values.index_copy_(2, self._place, value_states)
             return self.keys, self.values
         new, seen = key_states.shape[2], self._visible(key_states.shape[2])
-        if self._end + new > self.keys.shape[2]:
-            self.keys, self.values = self._moved(self.keys, new), self._moved(self.values, new)
-            self._end = seen - new
-        begin, self._end = self._end, self._end + new
-        self._tokens += new
+        begin = self.advance(new)
         self.keys[:, :, begin : self._end] = key_states
         self.values[:, :, begin : self._end] = value_states
         return self.keys[:, :, self._end - seen : self._end], self.values[:, :, self._end - seen : self._end]
+
+    def advance(self, tokens: int) -> int:
+        """Count new tokens and make room for them; returns the place of the first, which the caller fills."""
+        assert self.keys is not None
+        assert self.values is not None
+        seen = self._visible(tokens)
+        if self._end + tokens > self.keys.shape[2]:
+            self.keys, self.values = self._moved(self.keys, tokens), self._moved(self.values, tokens)
+            self._end = seen - tokens
+        begin, self._end = self._end, self._end + tokens
+        self._tokens += tokens
+        return begin
 
     def take_back(self, tokens: int) -> None:
         """Forget the last tokens; none that a window has dropped since comes back."""

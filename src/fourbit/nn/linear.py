@@ -154,11 +154,18 @@ class QuantLinear(nn.Linear):
         Returns:
             the function; None where the product runs in another dtype than `like` has.
         """
+        found = self.operation(like)
+        if found is None:
+            return None
+        name, arguments = found
+        run = dispatch.OPERATIONS[name].choose(like, *arguments)
+        return lambda x: run(x, *arguments)
+
+    def operation(self, like: Tensor) -> tuple[str, tuple[Any, ...]] | None:
+        """Which operation that call runs, and its arguments after x; None as with `bind`."""
         if self.dtypes(like) != (like.dtype, like.dtype):
             return None
-        arguments = *self.weight_arguments.values(), self.out_features, self.bias
-        run = dispatch.OPERATIONS["linear"].choose(like, self.weight, *arguments)
-        return lambda x: run(x, self.weight, *arguments)
+        return "linear", (self.weight, *self.weight_arguments.values(), self.out_features, self.bias)
 
     @property
     def weight_arguments(self) -> dict[str, Any]:

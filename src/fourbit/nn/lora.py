@@ -108,13 +108,21 @@ class LoraQuantLinear(Linear):
         Returns:
             the function; None also where the layer takes peft's own path.
         """
+        found = self.operation(like)
+        if found is None:
+            return None
+        name, arguments = found
+        run = dispatch.OPERATIONS[name].choose(like, *arguments)
+        return lambda x: cast(Tensor, run(x, *arguments)[0])
+
+    def operation(self, like: Tensor) -> tuple[str, tuple[Any, ...]] | None:
+        """Which operation that call runs, and its arguments after x; None as with `bind`."""
         name, base = self._fused_adapter(), self._quant_linear
         if name is None or self.training or base.dtypes(like) != (like.dtype, like.dtype):
             return None
         adapter = cast(Tensor, self.lora_A[name].weight), cast(Tensor, self.lora_B[name].weight)
-        arguments = *base.weight_arguments.values(), base.bias, *adapter, self.scaling[name], None, 0.0
-        run = dispatch.OPERATIONS["lora_linear"].choose(like, base.weight, *arguments)
-        return lambda x: cast(Tensor, run(x, base.weight, *arguments)[0])
+        weight = base.weight, *base.weight_arguments.values()
+        return "lora_linear", (*weight, base.bias, *adapter, self.scaling[name], None, 0.0)
 
     def _fused_adapter(self) -> str | None:
         """The one active adapter, if it is one that the fused operation computes."""

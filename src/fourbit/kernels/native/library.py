@@ -36,7 +36,7 @@ __all__ = [
     "workspaces",
 ]
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """FB_ABI_VERSION of the csrc/fourbit.h that these modules were written against."""
 
 POINTER, I32, I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64

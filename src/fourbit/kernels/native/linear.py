@@ -18,7 +18,16 @@ from fourbit.kernels.native.dequantize import dequantize_blocks
 from fourbit.kernels.native.library import DTYPES, I32, I64, POINTER, bind, check, level, threads, workspaces
 from fourbit.kernels.native.weight import Weight, point_at, refusal
 
-__all__ = ["FEW_ROWS", "MANY_ROWS", "accepts_linear", "accepts_linear_grad_input", "linear", "linear_grad_input"]
+__all__ = [
+    "FEW_ROWS",
+    "MANY_ROWS",
+    "accepts_linear",
+    "accepts_linear_grad_input",
+    "is_for_many",
+    "kernel_for",
+    "linear",
+    "linear_grad_input",
+]
 
 _ALWAYS = 1 << 62
 FEW_ROWS = {
@@ -92,7 +101,7 @@ def linear(
     *leading, features = x.shape
     dtype = x.dtype
     rows = x.numel() // features if features else 0
-    kernel = _kernel(rows, features, dtype)
+    kernel = kernel_for(rows, features, dtype)
     if kernel is None:
         wide = _gemm_dtype(dtype)
         weight = _decoded(
@@ -117,12 +126,17 @@ def linear(
     return y
 
 
-def _kernel(rows: int, features: int, dtype: torch.dtype) -> Callable[..., int] | None:
+def kernel_for(rows: int, features: int, dtype: torch.dtype) -> Callable[..., int] | None:
     """What multiplies so many rows of x straight from 4 bits; None where decoding the whole weight is faster."""
     fewest, most = MANY_ROWS[level()][dtype]
     if fewest <= rows <= most and features % _MANY_MULTIPLE == 0:
         return _linear_many
     return _linear if 0 < rows <= FEW_ROWS[level()][dtype] else None
+
+
+def is_for_many(kernel: Callable[..., int]) -> bool:
+    """Whether what `kernel_for` gave is `fb_linear_many`."""
+    return kernel is _linear_many
 
 
 def accepts_linear_grad_input(

@@ -18,6 +18,7 @@ from fourbit.kernels.native.library import DTYPES, I32, I64, POINTER, bind, chec
 __all__ = [
     "accepts_lora_linear",
     "accepts_lora_linear_backward",
+    "are_few",
     "lora_linear",
     "lora_linear_backward",
 ]
@@ -68,7 +69,7 @@ def lora_linear(
     """See `kernels.ops.lora`. Returns y and the product of the kept elements with A, [T, R]."""
     out_features = lora_b.shape[0]
     y = base.linear(x, packed, absmax, nested_absmax, nested_offset, levels, block_size, out_features, bias)
-    if seed is None and _are_few(x, lora_a, lora_b):
+    if seed is None and are_few(x.numel() // max(x.shape[-1], 1), lora_a, lora_b):
         return y, _add_to_few(y, x.contiguous(), lora_a, lora_b, scaling)
     keep = None if seed is None else keep_mask(x, seed, dropout)
     xa = _kept(x, keep) @ lora_a.to(x.dtype).t()
@@ -76,9 +77,10 @@ def lora_linear(
     return y, xa
 
 
-def _are_few(x: Tensor, lora_a: Tensor, lora_b: Tensor) -> bool:
+def are_few(rows: int, lora_a: Tensor, lora_b: Tensor) -> bool:
+    """Whether `fb_lora_add` adds an adapter's share for so many rows of x."""
     rank, features = lora_a.shape
-    products = x.numel() * rank + x.numel() * rank * lora_b.shape[0] // max(features, 1)
+    products = rows * rank * (features + lora_b.shape[0])
     return (
         0 < products <= _FEW_PRODUCTS
         and lora_a.dtype in DTYPES

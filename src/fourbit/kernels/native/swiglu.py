@@ -8,9 +8,9 @@ from torch import Tensor
 from fourbit.kernels.native.library import DTYPES, I32, I64, POINTER, bind, check, threads
 from fourbit.kernels.rows import as_rows
 
-__all__ = ["accepts_swiglu", "accepts_swiglu_backward", "swiglu", "swiglu_backward"]
+__all__ = ["ACTIVATIONS", "accepts_swiglu", "accepts_swiglu_backward", "swiglu", "swiglu_backward"]
 
-_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 _forward = bind("fb_swiglu", [POINTER, I64, POINTER, I64, I32, I64, I64, I32, POINTER, I32])
 _backward = bind("fb_swiglu_backward", [POINTER, POINTER, I64, POINTER, I64, I32, I64, I64, I32, POINTER, POINTER, I32])
 
@@ -38,7 +38,7 @@ def swiglu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
         DTYPES[gate.dtype],
         gate.numel() // max(cols, 1),
         cols,
-        _ACTIVATIONS[activation],
+        ACTIVATIONS[activation],
         out.data_ptr(),
         threads(),
     )
@@ -69,7 +69,7 @@ def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor, activation: str) -> 
         DTYPES[gate.dtype],
         gate.numel() // max(cols, 1),
         cols,
-        _ACTIVATIONS[activation],
+        ACTIVATIONS[activation],
         grad_gate.data_ptr(),
         grad_up.data_ptr(),
         threads(),
