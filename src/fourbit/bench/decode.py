@@ -6,6 +6,7 @@ is one reading of all weights; the share of the bandwidth counts that. Prompts a
     fourbit            `fourbit.generate`'s loop, on a model as `load_for_generation` gives it, bf16
     bitsandbytes       transformers' `generate` over its layers in `eval()`, which take its packed kernel
     transformers       its `generate` in bf16, without 4 bits
+    llama_cpp          its greedy loop over the same weights in Q4_0, head in bf16; one row, without an adapter
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from fourbit.bench.case import OURS, Bar, Case, Contender, Measure, Share, Task
 from fourbit.bench.device.cases import decode_weight_bytes
 from fourbit.bench.machine import READ, read_limit
-from fourbit.bench.peers import BITSANDBYTES, bitsandbytes_model
+from fourbit.bench.peers import BITSANDBYTES, LLAMA_CPP, bitsandbytes_model
 from fourbit.bench.step import FULL, QUICK, RANK, _sixteen_bit, _write_full, _write_quick
 from fourbit.models.shapes import Shape, shape_of
 
@@ -46,6 +47,7 @@ def _case(quick: bool, batch: int, *, adapter: bool) -> Case:
             Contender(OURS, setup.ours, share=share),
             Contender(BITSANDBYTES, setup.bitsandbytes, needs=BITSANDBYTES),
             Contender("transformers, bf16", setup.transformers),
+            *([Contender(LLAMA_CPP, setup.llama_cpp, needs=LLAMA_CPP)] if batch == 1 and not adapter else []),
             read_limit(1 << 20 if quick else 1 << 30),
         ),
         bars=bars,
@@ -96,6 +98,16 @@ class _Setup:
 
     def transformers(self, folder: Path) -> Task:
         return self._of_transformers(_sixteen_bit(folder))
+
+    def llama_cpp(self, folder: Path) -> Task:
+        import torch
+
+        from fourbit.bench.llama_cpp import load_llama, write_gguf, write_greedily
+
+        generator = torch.Generator().manual_seed(0)
+        llama = load_llama(write_gguf(folder), PROMPT + self.tokens)
+        prompt = torch.randint(3, llama.n_vocab(), (PROMPT,), generator=generator).tolist()
+        return Task(lambda: write_greedily(llama, prompt, self.tokens), lambda made: float(len(made)))
 
     def _of_transformers(self, model: Any) -> Task:
         import torch

@@ -22,7 +22,7 @@ __all__ = [
 BITSANDBYTES, TORCHAO, UNSLOTH, LLAMA_CPP = "bitsandbytes", "torchao", "unsloth", "llama_cpp"
 """What a peer is imported by."""
 
-PACKAGES = {LLAMA_CPP: "llama-cpp-python"}
+PACKAGES = {LLAMA_CPP: "llama-cpp-python gguf"}
 """What it is installed by, where that is another name."""
 
 
