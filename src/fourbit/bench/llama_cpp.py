@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["load_llama", "write_greedily", "write_gguf"]
+__all__ = ["load_llama", "write_gguf", "write_greedily"]
 
 _LAYER = {
     "self_attn.q_proj": "attn_q",

@@ -1,4 +1,4 @@
-"""How a LLaMA becomes a GGUF file: names and the order of rows. That llama.cpp reads it is seen where it is installed."""
+"""How a LLaMA becomes a GGUF file: names and the order of rows. Whether llama.cpp reads it, the bench shows."""
 
 from __future__ import annotations
 
