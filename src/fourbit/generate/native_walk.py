@@ -65,10 +65,9 @@ def native_decoder(base: Any, cache: Any, visible: Tensor | None, example: Tenso
 
 def _prove_attention(layers: Any, example: Tensor, head: int, rotated: int) -> None:
     for layer in layers:
-        attention = layer.self_attn
-        if not isinstance(attention, FusedAttention | FusedRotaryAttention):
+        if not isinstance(layer.self_attn, FusedAttention | FusedRotaryAttention):
             raise ValueError("its attention is not ours")
-        function = rotary_function(attention)
+        function = rotary_function(layer.self_attn)  # type: ignore[arg-type]  # a class that is mixed into a module's
         if function is None or prove_rotary(getattr(function, "__wrapped__", function)) is not None:
             raise ValueError("its rotary embedding is not ours")
     q = example.new_zeros((1, 1, 1, head))
@@ -88,16 +87,23 @@ def _layer(layer: Any, example: Tensor) -> Layer:
 
     attention, mlp, names = layer.self_attn, layer.mlp, layer.mlp.fourbit_settings
     heads = example.new_zeros((1, 1, 1, attention.head_dim))
-    modules = {
-        "q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj, "out": attention.o_proj,
-        "gate": getattr(mlp, names.gate), "up": getattr(mlp, names.up), "down": getattr(mlp, names.down),
-    }  # fmt: skip
-    norms = {name: attention._modules.get(name) for name in ("q_norm", "k_norm")}
+
+    def head_norm(name: str) -> Norm | None:
+        module = attention._modules.get(name)
+        return None if module is None else _norm(module, heads)
+
     return Layer(
         norm=_norm(layer.input_layernorm, example),
         mlp_norm=_norm(layer.post_attention_layernorm, example),
-        **{name: None if module is None else _norm(module, heads) for name, module in norms.items()},
-        **{name: _product(module, example) for name, module in modules.items()},
+        q_norm=head_norm("q_norm"),
+        k_norm=head_norm("k_norm"),
+        q=_product(attention.q_proj, example),
+        k=_product(attention.k_proj, example),
+        v=_product(attention.v_proj, example),
+        out=_product(attention.o_proj, example),
+        gate=_product(getattr(mlp, names.gate), example),
+        up=_product(getattr(mlp, names.up), example),
+        down=_product(getattr(mlp, names.down), example),
     )
 
 

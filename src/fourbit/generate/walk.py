@@ -109,7 +109,7 @@ class Walk:
 
     def hidden(self, text: Tensor) -> Tensor:
         """[B, T] tokens to the last hidden state [B, 1, K] of the last of them."""
-        x = self._embed(text[:, -1:])
+        x: Tensor = self._embed(text[:, -1:])
         cos, sin = self._rotary_embedding(x, position_ids=self._positions)
         self._positions = self._positions + 1
         if self._decoder is not None:
