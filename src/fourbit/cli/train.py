@@ -129,6 +129,8 @@ def _facts(result: TrainResult) -> dict[str, str]:
         rows["training loss"] = f"{result.train_loss:.4f}"
     if result.eval_loss is not None:
         rows["evaluation loss"] = f"{'' if before is None else f'{before:.4f} → '}{result.eval_loss:.4f}"
+    if keys.get("eval_mmlu") is not None:
+        rows["MMLU"] = f"{keys['eval_mmlu']:.2%}"
     if result.tokens_per_second is not None:
         rows["speed"] = f"{result.tokens_per_second:,.0f} tokens/s"
     planned = "" if result.planned_bytes is None else f", {size(result.planned_bytes)} planned"

@@ -24,7 +24,7 @@ from fourbit.errors import InputError
 from fourbit.evaluate.questions import LETTERS, Exam, Question, render
 from fourbit.models.mode import evaluating
 
-__all__ = ["DEFAULT_LENGTH", "Mmlu", "measure_mmlu"]
+__all__ = ["DEFAULT_LENGTH", "Mmlu", "check_shots", "measure_mmlu"]
 
 DEFAULT_LENGTH = 2048
 """Tokens of a prompt at most, as in the paper's evaluation."""
@@ -106,12 +106,7 @@ def measure_mmlu(
     length = _settle_length(model, max_length)
     if shots < 0 or batch_size < 1:
         raise InputError(f"There are to be {shots} shots in batches of {batch_size}; give 0 or more, and 1 or more.")
-    for name in exam.questions:
-        if len(exam.examples.get(name, ())) < shots:
-            raise InputError(
-                f"{exam.source} has {len(exam.examples.get(name, ()))} worked examples of {name}, and {shots} are to"
-                " stand before each question; give fewer shots, or a folder with dev/*.csv."
-            )
+    check_shots(exam, shots)
     letters = _letters(tokenizer)
     answers: dict[str, list[int]] = {}
     started, done, shortened = time.perf_counter(), 0, 0
@@ -128,6 +123,20 @@ def measure_mmlu(
                     progress(done, len(exam))
     right = {name: [LETTERS.index(question.answer) for question in found] for name, found in exam.questions.items()}
     return Mmlu(answers, right, shots, shortened, time.perf_counter() - started)
+
+
+def check_shots(exam: Exam, shots: int) -> None:
+    """See that every subject has so many worked examples.
+
+    Raises:
+        InputError: names the first that has not.
+    """
+    for name in exam.questions:
+        if len(exam.examples.get(name, ())) < shots:
+            raise InputError(
+                f"{exam.source} has {len(exam.examples.get(name, ()))} worked examples of {name}, and {shots} are to"
+                " stand before each question; give fewer shots, or a folder with dev/*.csv."
+            )
 
 
 class _Prompt(NamedTuple):

@@ -105,6 +105,8 @@ class TrainConfig:
         optim_page_elements: of a page; by default 2^20, or what is a quarter of a budget.
         optim_master_weights: keep fp32 copies of bf16 adapters among the pages.
         max_skipped_steps: steps without a number for a loss or gradient; so many in a row end the run.
+        mmlu: MMLU's questions, as a folder, file or hub name, to be asked at every evaluation; see `fourbit eval mmlu`.
+        mmlu_shots, mmlu_limit: worked examples before each of them, and questions of each subject.
         samples: questions that the model is asked before and after, for the report.
         sample_tokens: the longest answer to one.
         extra: further fields of trl's `SFTConfig`.
@@ -174,6 +176,9 @@ class TrainConfig:
     save_total_limit: int | None = 2
     logging_steps: float = 1
     report_to: str | list[str] = "none"
+    mmlu: str | None = None
+    mmlu_shots: int = 5
+    mmlu_limit: int | None = None
     samples: int = 3
     sample_tokens: int = 48
     extra: dict[str, Any] = field(default_factory=dict)
@@ -354,6 +359,8 @@ _AT_LEAST = {
     "weight_decay": 0,
     "max_grad_norm": 0,
     "max_skipped_steps": 1,
+    "mmlu_limit": 1,
+    "mmlu_shots": 0,
     "seed": 0,
     "data_seed": 0,
     "optim_page_elements": 64,

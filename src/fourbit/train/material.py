@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+    from fourbit.evaluate import Exam
+
 __all__ = ["Material", "open_material", "pack_lengths", "settle_tokenizer"]
 
 
@@ -37,6 +39,7 @@ class Material:
         dropped: records that could not be used.
         sentences: what there is to say about the data.
         max_length: tokens of a row.
+        exam: questions to be asked at every evaluation.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -47,6 +50,7 @@ class Material:
     dropped: int
     sentences: tuple[str, ...]
     max_length: int
+    exam: Exam | None = None
 
     def unpacked(self) -> Material:
         """The same with one example a row."""
@@ -125,7 +129,21 @@ def open_material(config: TrainConfig, *, on_event: OnEvent) -> Material:
         dropped=prepared.dropped,
         sentences=tuple(sentences),
         max_length=max_length,
+        exam=_read_exam(config, evaluates=prepared.evaluation is not None),
     )
+
+
+def _read_exam(config: TrainConfig, *, evaluates: bool) -> Exam | None:
+    if config.mmlu is None:
+        return None
+    from fourbit.evaluate import read_exam
+    from fourbit.evaluate.mmlu import check_shots
+
+    if not evaluates:
+        raise InputError("`mmlu` is asked at every evaluation, and there is none; give `eval_size` or `eval_data`.")
+    exam = read_exam(config.mmlu, limit=config.mmlu_limit)
+    check_shots(exam, config.mmlu_shots)
+    return exam
 
 
 def settle_tokenizer(config: TrainConfig) -> tuple[PreTrainedTokenizerBase, int, tuple[str, ...]]:

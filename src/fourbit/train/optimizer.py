@@ -6,14 +6,12 @@ from typing import Any
 
 import torch
 
+from fourbit.memory.advice import PAGED_BUDGET_BYTES
 from fourbit.optim import PagedAdamW
 from fourbit.train.config import OURS_BY_NAME, TrainConfig
 from fourbit.words import parse_size
 
-__all__ = ["optimizer"]
-
-DEVICE_BUDGET_BYTES = 256 << 20
-"""For the pages on a GPU where the name says paged and nobody says how much: 32 of them, enough to fetch ahead."""
+__all__ = ["budgets", "optimizer"]
 
 
 def optimizer(config: TrainConfig) -> tuple[type[PagedAdamW], dict[str, Any]] | None:
@@ -21,7 +19,6 @@ def optimizer(config: TrainConfig) -> tuple[type[PagedAdamW], dict[str, Any]] | 
     bits = OURS_BY_NAME.get(config.optim)
     if bits is None:
         return None
-    budgets = _budgets(config)
     given = {
         "lr": config.learning_rate,
         "betas": (float(config.extra.get("adam_beta1", 0.9)), config.adam_beta2),
@@ -29,19 +26,19 @@ def optimizer(config: TrainConfig) -> tuple[type[PagedAdamW], dict[str, Any]] | 
         "state_bits": bits,
         "page_elements": config.optim_page_elements,
         "master_weights": config.optim_master_weights,
-        **budgets,
+        **budgets(config, on_gpu=torch.cuda.is_available()),
     }
     return PagedAdamW, given
 
 
-def _budgets(config: TrainConfig) -> dict[str, Any]:
-    """The budgets in bytes, and the folder of the file behind them."""
+def budgets(config: TrainConfig, *, on_gpu: bool) -> dict[str, Any]:
+    """The budgets in bytes, and the folder of the file behind them, as `PagedAdamW` takes them."""
     device, host = config.optim_device_budget, config.optim_host_budget
     device_bytes = None if device is None else parse_size(device, "`optim_device_budget`")
     host_bytes = None if host is None else parse_size(host, "`optim_host_budget`")
-    if not torch.cuda.is_available():
+    if not on_gpu:
         device_bytes = None  # the pages are in host memory, once
     elif device_bytes is None and (config.optim.startswith("paged") or host_bytes is not None):
-        device_bytes = DEVICE_BUDGET_BYTES
+        device_bytes = PAGED_BUDGET_BYTES
     folder = None if host_bytes is None else config.optim_folder or config.output
     return {"device_budget_bytes": device_bytes, "host_budget_bytes": host_bytes, "folder": folder}

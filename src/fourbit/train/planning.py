@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fourbit.errors import InputError
-from fourbit.memory.advice import PAGED_BUDGET_BYTES, cheapest_change
+from fourbit.memory.advice import cheapest_change
 from fourbit.memory.knobs import Knobs
 from fourbit.memory.plan import PARTS, Plan, Planner
 from fourbit.memory.process import WORKING_BYTES, resident_bytes
 from fourbit.models.process import available_bytes
-from fourbit.train.config import USUAL_LENGTH, TrainConfig
+from fourbit.train.config import OURS_BY_NAME, USUAL_LENGTH, TrainConfig
 from fourbit.words import size
 
 if TYPE_CHECKING:
@@ -104,12 +104,14 @@ def knobs_of(config: TrainConfig, *, length: int | None = None, device: str | No
 
 
 def _optimizer_knobs(config: TrainConfig, device: str) -> dict[str, Any]:
-    name = config.optim
-    if name not in ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit"):
+    from fourbit.train.optimizer import budgets
+
+    bits = OURS_BY_NAME.get(config.optim)
+    if bits is None:
         return {"optimizer": "adamw"}
-    bits = "8bit" if name.endswith("8bit") else "32bit"
-    budget = PAGED_BUDGET_BYTES if name.startswith("paged") and device == "cuda" else None
-    return {"optimizer": f"paged_adamw_{bits}", "optimizer_budget_bytes": budget}
+    found = budgets(config, on_gpu=device == "cuda")
+    budget = found["device_budget_bytes" if device == "cuda" else "host_budget_bytes"]
+    return {"optimizer": f"paged_adamw_{bits}bit", "optimizer_budget_bytes": budget}
 
 
 def plan_run(config: TrainConfig, material: Material) -> RunPlan:

@@ -68,7 +68,7 @@ def history_rows(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Rows with `event` say in a `sentence` what else happened there.
     """
-    return [dict(row) for row in log if {"loss", "eval_loss", "event"} & row.keys()]
+    return [dict(row) for row in log if {"loss", "eval_loss", "eval_mmlu", "event"} & row.keys()]
 
 
 def to_jsonl(rows: Sequence[Mapping[str, Any]]) -> str:

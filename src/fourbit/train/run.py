@@ -187,6 +187,7 @@ class _Run:
         self.tell(Said(self._what_is_trained()))
         with stopping_on_signals(self._say_stopping) as stop:
             trainer = self._make_trainer(model, stop)
+            self._ask_mmlu(trainer)
             self.folder.begin(self.asked)
             if (sentence := probe(trainer, self.material)) is not None:
                 self.tell(Said(sentence))
@@ -231,6 +232,12 @@ class _Run:
                 raise
             sentence = " ".join(str(error).split())
             raise InputError(f"The training cannot be set up so: {sentence}") from error
+
+    def _ask_mmlu(self, trainer: FourbitTrainer) -> None:
+        if self.material.exam is not None:
+            from fourbit.train.mmlu import MmluCallback
+
+            trainer.add_callback(MmluCallback(trainer, self.material.exam, shots=self.config.mmlu_shots))
 
     def _train(self, trainer: FourbitTrainer) -> None:
         checkpoint = self.folder.checkpoint
@@ -324,6 +331,7 @@ class _Run:
 
         state, meter, config = trainer.state, trainer.meter, self.config
         scores = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
+        asked = [row["eval_mmlu"] for row in state.log_history if "eval_mmlu" in row]
         checkpoint = self.folder.checkpoint
         return {
             "output": str(self.folder.path),
@@ -336,6 +344,7 @@ class _Run:
             **self.plan.metrics(measured_parts(trainer, peak_bytes(), self.bytes_before)),
             "resumed_from": None if checkpoint is None else checkpoints.step_of(checkpoint),
             "eval_loss_before": scores[0] if len(scores) > 1 and config.eval_on_start else None,
+            "eval_mmlu": asked[-1] if asked else None,
             "epochs": state.epoch,
             "examples": len(self.material.train),
             "eval_examples": 0 if self.material.evaluation is None else len(self.material.evaluation),

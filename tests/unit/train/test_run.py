@@ -360,3 +360,22 @@ def test_a_finished_run_whose_metrics_are_damaged(held: str | None, make_config:
         path.write_text(held)
     with pytest.raises(InputError, match=r"metrics\.json is missing or damaged; start anew with --overwrite"):
         train(config, resume=True)
+
+
+def test_mmlu_beside_every_evaluation(make_config: MakeConfig, tmp_path: Path) -> None:
+    """It changes nothing of the training."""
+    for name in ("dev", "val"):
+        (tmp_path / "mmlu" / name).mkdir(parents=True)
+        rows = [f"What is {j} + 1?,{j + 1},{j + 2},{j + 3},{j},A\n" for j in range(3)]
+        (tmp_path / "mmlu" / name / f"sums_{name}.csv").write_text("".join(rows))
+    config = make_config(eval_steps=3, eval_on_start=True, max_length=128)
+    plain = train(config.with_(output=str(tmp_path / "plain")))
+    asked = train(config.with_(mmlu=str(tmp_path / "mmlu"), mmlu_shots=1, mmlu_limit=2))
+    rows = list(map(json.loads, (asked.output / "history.jsonl").read_text().splitlines()))
+    assert [row["step"] for row in rows if "eval_mmlu" in row] == [0, 3, 6]
+    assert asked.metrics["eval_mmlu"] in (0, 0.5, 1)
+    assert same(adapter_of(plain), adapter_of(asked))
+    for changes, message in (({"mmlu_shots": 4}, "has 3 worked examples of sums"), ({"eval_size": 0}, "there is none")):
+        with pytest.raises(InputError, match=message):
+            train(config.with_(output=str(tmp_path / "no"), mmlu=str(tmp_path / "mmlu"), **changes))
+    assert not (tmp_path / "no").exists()
