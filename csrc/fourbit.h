@@ -303,6 +303,21 @@ typedef struct FbAdamw {
 
 FB_EXPORT int32_t fb_adamw_blockwise(const FbAdamw* args, int32_t threads);
 
+/* ---- elo ---- */
+
+/* Tournaments of two-player matches, each played in `orders` random orders -> ratings [tournaments, orders, players].
+ *
+ * Tournament t has matches[ends[t - 1]], ..., matches[ends[t] - 1], each a | b << 15 | (2 * points of a) << 30, with
+ * players a != b below `players`, at most 32768, and points 0, 1/2 or 1. Everyone starts with `start`; a match does
+ *
+ *     d = k * (points - 1 / (1 + 10^((r_b - r_a) / 400)));   r_a += d;   r_b -= d
+ *
+ * An order plays `length` matches drawn without replacement, or all where there are fewer. What order o draws depends
+ * on the seed, t and first_order + o alone: not on `threads`, and not on how many calls share the orders out. */
+FB_EXPORT int32_t fb_elo(const uint32_t* matches, const int64_t* ends, int64_t tournaments, int64_t players,
+                         int64_t orders, int64_t first_order, int64_t length, uint64_t seed, double k, double start,
+                         double* ratings, int32_t threads);
+
 #ifdef __cplusplus
 }
 #endif

@@ -6,6 +6,7 @@ from fourbit.kernels.ops.attention import attention
 from fourbit.kernels.ops.cross_entropy import linear_cross_entropy
 from fourbit.kernels.ops.dense import dense
 from fourbit.kernels.ops.dequantize import dequantize_blocks
+from fourbit.kernels.ops.elo import elo
 from fourbit.kernels.ops.linear import linear
 from fourbit.kernels.ops.lora import lora_linear
 from fourbit.kernels.ops.quantize import quantize_blocks
@@ -19,6 +20,7 @@ __all__ = [
     "dense",
     "dequantize_absmax",
     "dequantize_blocks",
+    "elo",
     "linear",
     "linear_cross_entropy",
     "lora_linear",

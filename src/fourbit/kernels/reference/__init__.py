@@ -6,6 +6,7 @@ from fourbit.kernels.reference.attention import attention, attention_backward
 from fourbit.kernels.reference.cross_entropy import linear_cross_entropy
 from fourbit.kernels.reference.dense import dense
 from fourbit.kernels.reference.dequantize import dequantize_blocks
+from fourbit.kernels.reference.elo import elo
 from fourbit.kernels.reference.linear import linear, linear_grad_input
 from fourbit.kernels.reference.lora import lora_linear, lora_linear_backward
 from fourbit.kernels.reference.quantize import quantize_blocks
@@ -20,6 +21,7 @@ __all__ = [
     "dense",
     "dequantize_absmax",
     "dequantize_blocks",
+    "elo",
     "linear",
     "linear_cross_entropy",
     "linear_grad_input",
