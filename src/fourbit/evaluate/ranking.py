@@ -1,0 +1,243 @@
+"""A ranking with what is sure about it: intervals, and the pairs that cannot be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourbit.errors import InputError
+from fourbit.evaluate.matches import Matches
+
+__all__ = ["LEVEL", "Pair", "Ranking", "Standing", "check_samples", "rank", "weights"]
+
+LEVEL = 0.95
+"""The share of resampled values that an interval holds."""
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One model's place.
+
+    Attributes:
+        elo: the rating, in Elo points: 400 are odds of ten to one.
+        low, high: the bootstrap interval over prompts.
+        matches: that the model played.
+        untold: the models that it cannot be told apart from: the interval of the difference holds 0.
+    """
+
+    model: str
+    elo: float
+    low: float
+    high: float
+    matches: int
+    untold: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models, the higher rated one first.
+
+    Attributes:
+        wins, losses, ties: of the first model against the second; 0 where they never met.
+        first_shown, first_shown_points: how many of these matches showed the first model's answer first, and its points
+            in them.
+        difference: of the ratings, with its interval.
+    """
+
+    first: str
+    second: str
+    wins: int
+    losses: int
+    ties: int
+    first_shown: int
+    first_shown_points: float
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def matches(self) -> int:
+        """How often they met."""
+        return self.wins + self.losses + self.ties
+
+    @property
+    def points(self) -> float:
+        """Of the first model: a win is one, a tie a half."""
+        return self.wins + self.ties / 2
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the interval of the difference leaves 0 out."""
+        return not self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Models, the best first; iterating gives the standings.
+
+    Attributes:
+        method: "elo" or "bradley-terry".
+        standings: see `Standing`.
+        pairs: see `Pair`, in the order of the standings.
+        matches, prompts, dropped: how many there were, on how many prompts, and how many could not be parsed.
+        shown_first_share: the points of the answer shown first, as a share of all: 1/2 without order bias.
+        notes: what a reader should know, a sentence each.
+    """
+
+    method: str
+    standings: tuple[Standing, ...]
+    pairs: tuple[Pair, ...]
+    matches: int
+    prompts: int
+    dropped: int
+    shown_first_share: float
+    notes: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Standing]:
+        return iter(self.standings)
+
+    def __len__(self) -> int:
+        return len(self.standings)
+
+
+def check_samples(samples: int) -> None:
+    """Refuse a number of resamples that gives no interval."""
+    if samples < 20:
+        raise InputError(f"{samples} resamples give no interval of {LEVEL:.0%}; take 20 at least, and better 1000.")
+
+
+def weights(matches: Matches, samples: int, *, seed: int) -> NDArray[np.int64]:
+    """[samples, Q]: how often each resample of Q prompts, drawn with replacement, holds each prompt."""
+    count = matches.prompt_count
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
+
+
+def rank(
+    matches: Matches,
+    point: Numbers,
+    resampled: Numbers,
+    *,
+    method: str,
+    noise: Numbers | None = None,
+    notes: Sequence[str] = (),
+) -> Ranking:
+    """Put a ranking together.
+
+    Args:
+        matches: of P models.
+        point: [P] ratings.
+        resampled: [B, P] ratings of the bootstrap's resamples.
+        method: its name.
+        noise: [P, P] the covariance that the resampled ratings have beyond that of resampling prompts, because they are
+            means of a few orders only; it is taken out of the intervals.
+        notes: for the reader.
+    """
+    models, count = matches.models, len(point)
+    extra = np.zeros((count, count)) if noise is None else noise
+    ends = _interval(resampled, np.diagonal(extra))
+    order = sorted(range(count), key=lambda model: -point[model])
+    met = _meetings(matches)
+    pairs = []
+    untold: dict[int, list[int]] = {model: [] for model in range(count)}
+    for place, one in enumerate(order):
+        others = order[place + 1 :]
+        if not others:
+            break
+        variance = extra[one, one] + np.diagonal(extra)[others] - 2 * extra[one, others]
+        low, high = _interval(resampled[:, [one]] - resampled[:, others], variance)
+        for index, other in enumerate(others):
+            pair = _pair(models, one, other, met, float(point[one] - point[other]), float(low[index]), float(high[index]))
+            pairs.append(pair)
+            if not pair.told_apart:
+                untold[one].append(other)
+                untold[other].append(one)
+    played = np.bincount(matches.first, minlength=count) + np.bincount(matches.second, minlength=count)
+    rows = {model: place for place, model in enumerate(order)}
+    standings = tuple(
+        Standing(
+            models[model],
+            float(point[model]),
+            float(ends[0][model]),
+            float(ends[1][model]),
+            int(played[model]),
+            tuple(models[other] for other in sorted(untold[model], key=rows.__getitem__)),
+        )
+        for model in order
+    )
+    return Ranking(
+        method=method,
+        standings=standings,
+        pairs=tuple(pairs),
+        matches=len(matches),
+        prompts=matches.prompt_count,
+        dropped=matches.dropped,
+        shown_first_share=float(matches.points.mean()),
+        notes=(*notes, *_remarks(matches)),
+    )
+
+
+def _interval(resampled: Numbers, noise: Numbers) -> tuple[Numbers, Numbers]:
+    """Percentiles of the columns of [B, N], after each was drawn in to the variance that it has without `noise`."""
+    variance = resampled.var(axis=0)
+    share = np.sqrt(np.clip(variance - noise, 0, None) / np.where(variance > 0, variance, 1))
+    centre = resampled.mean(axis=0)
+    low, high = np.quantile(centre + (resampled - centre) * share, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return low, high
+
+
+def _meetings(matches: Matches) -> dict[str, NDArray[np.int64]]:
+    """[P, P] counts by the model shown first and the one shown second: wins of the first, losses and ties."""
+    count = len(matches.models)
+    cell = matches.first * count + matches.second
+    return {
+        name: np.bincount(cell[matches.points == points], minlength=count * count).reshape(count, count)
+        for name, points in (("wins", 1.0), ("losses", 0.0), ("ties", 0.5))
+    }
+
+
+def _pair(
+    models: Sequence[str],
+    one: int,
+    other: int,
+    met: dict[str, NDArray[np.int64]],
+    difference: float,
+    low: float,
+    high: float,
+) -> Pair:
+    wins, losses, ties = met["wins"], met["losses"], met["ties"]
+    return Pair(
+        first=models[one],
+        second=models[other],
+        wins=int(wins[one, other] + losses[other, one]),
+        losses=int(losses[one, other] + wins[other, one]),
+        ties=int(ties[one, other] + ties[other, one]),
+        first_shown=int(wins[one, other] + losses[one, other] + ties[one, other]),
+        first_shown_points=float(wins[one, other] + ties[one, other] / 2),
+        difference=difference,
+        low=low,
+        high=high,
+    )
+
+
+def _remarks(matches: Matches) -> list[str]:
+    notes = []
+    if not matches.with_prompts:
+        notes.append(
+            "The ratings name no prompts: the intervals take each match for an independent one, and are too narrow if"
+            " prompts repeat."
+        )
+    elif matches.prompt_count < 20:
+        notes.append(f"There are {matches.prompt_count} prompts only: the intervals are rough.")
+    pairs = {*zip(matches.first.tolist(), matches.second.tolist(), strict=True)}
+    one_way = sum((other, one) not in pairs for one, other in pairs)
+    if one_way:
+        notes.append(
+            f"{one_way} of {len({frozenset(pair) for pair in pairs})} pairs were shown in one order only: an order bias of"
+            " the rater would not cancel."
+        )
+    return notes
