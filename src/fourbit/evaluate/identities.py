@@ -4,73 +4,60 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from fourbit.data.records import read_records
 from fourbit.errors import InputError
 
-__all__ = ["identified"]
+__all__ = ["Review", "identified"]
 
 _log = logging.getLogger(__name__)
 
-Review = tuple[str, str, str, str, str]
-"""The ids of the answer shown first and second, the two systems that the file names, and the place of the record."""
+_KNOWN = 1_000_000
+"""What the word of a file of answers counts, in files of ratings."""
+
+Support = Mapping[str, Mapping[str, int]]
+"""Answer id -> system -> how many files with this id name the system."""
+
+
+class Review(NamedTuple):
+    """One record: the ids of the answers in the order of presentation, and the two systems that its file names."""
+
+    one: str
+    other: str
+    first: str
+    second: str
+    file: Path
 
 
 def identified(reviews: Sequence[Review], answers: Sequence[Path] = ()) -> list[tuple[str, str]]:
     """The systems of each review in the order of the presentation.
 
-    An id belongs to a system that is named by all files it occurs in; where that leaves one system, it is known, and so
-    is the other side of each of its reviews. What stays unknown is taken in the order of the file name, with a warning.
+    An id belongs to a system that many files with this id name: a review is read the way round that more files speak
+    for. No more can be asked, since two systems that gave the same answer share an id. Where nothing speaks for either
+    way, the other reviews of the file decide, and if they do not, the name of the file does, with a warning.
 
     Args:
-        reviews: see `Review`.
+        reviews: of all files.
         answers: files of answers with ids, each of one system: the name of the file or of its model tells which.
 
     Raises:
-        InputError: the ids of a review contradict the name of its file.
+        InputError: the ids in a file are those of other systems than its name says.
     """
-    pairs = [frozenset(review[2:4]) for review in reviews]
-    candidates: dict[str, frozenset[str]] = {}
-    owners = _owners(answers)
-    for (one, other, *_, place), pair in zip(reviews, pairs, strict=True):
-        if one == other:
-            raise InputError(f"{place} has the same answer id twice.")
-        for answer in (one, other):
-            named = _named(owners.get(answer, ()), pair)
-            candidates[answer] = candidates.get(answer, pair) & (named or pair)
-            if not candidates[answer]:
-                raise InputError(
-                    f"{place}: the answer id {answer} belongs to neither of {' and '.join(sorted(pair))}; is the file"
-                    " misnamed?"
-                )
-    _narrow(reviews, candidates)
-    return _sides(reviews, candidates)
-
-
-def _narrow(reviews: Sequence[Review], candidates: dict[str, frozenset[str]]) -> None:
-    """Where one side of a review is known, the other is the other system; until nothing more follows."""
-    changed = True
-    while changed:
-        changed = False
-        for one, other, *_, place in reviews:
-            for known, unknown in ((one, other), (other, one)):
-                if len(candidates[known]) == 1 and candidates[known] & candidates[unknown]:
-                    candidates[unknown] -= candidates[known]
-                    changed = True
-                    if not candidates[unknown]:
-                        raise InputError(f"{place}: both answer ids belong to {min(candidates[known])}.")
-
-
-def _sides(reviews: Sequence[Review], candidates: dict[str, frozenset[str]]) -> list[tuple[str, str]]:
+    support = _support(reviews, answers)
+    _check_names(reviews, support)
+    leanings = [_leaning(review, support) for review in reviews]
+    of_file: Counter[Path] = Counter()
+    for review, leaning in zip(reviews, leanings, strict=True):
+        of_file[review.file] += leaning
     found, guessed = [], 0
-    for one, other, first, second, _ in reviews:
-        if len(candidates[one]) == 1 and len(candidates[other]) == 1:
-            found.append((min(candidates[one]), min(candidates[other])))
-        else:
-            found.append((first, second))
-            guessed += 1
+    for review, leaning in zip(reviews, leanings, strict=True):
+        decided = leaning or of_file[review.file]
+        found.append((review.second, review.first) if decided < 0 else (review.first, review.second))
+        guessed += decided == 0
     if guessed:
         _log.warning(
             "%s of %s ratings name their systems in the name of the file only, and nothing says whose their answer ids"
@@ -81,25 +68,49 @@ def _sides(reviews: Sequence[Review], candidates: dict[str, frozenset[str]]) -> 
     return found
 
 
-def _owners(answers: Sequence[Path]) -> dict[str, tuple[str, ...]]:
-    """Answer id -> what its system is called: in the record, and by the file."""
-    owners: dict[str, tuple[str, ...]] = {}
+def _support(reviews: Sequence[Review], answers: Sequence[Path]) -> Support:
+    files: dict[str, dict[Path, tuple[str, str]]] = defaultdict(dict)
+    for review in reviews:
+        for answer in (review.one, review.other):
+            files[answer][review.file] = (review.first, review.second)
+    support = {answer: Counter(name for pair in named.values() for name in pair) for answer, named in files.items()}
+    systems = {name for review in reviews for name in (review.first, review.second)}
     for file in answers:
-        records = read_records(file)
-        for record in records.rows:
-            if record.get("answer_id") is not None:
-                owners[str(record["answer_id"])] = (str(record.get("model_id", "")), file.stem)
-    return owners
+        for record in read_records(file).rows:
+            answer = str(record.get("answer_id"))
+            if answer in support and (owner := _meant(systems, (str(record.get("model_id", "")), file.stem))):
+                support[answer][owner] += _KNOWN
+    return support
 
 
-def _named(labels: Sequence[str], pair: frozenset[str]) -> frozenset[str]:
-    """The systems of a pair that a label speaks of; the longer name wins where one is a part of the other."""
+def _leaning(review: Review, support: Support) -> int:
+    """Above 0: the presentation is in the order of the file name; below: the other way round; 0: nothing tells."""
+    one, other = support[review.one], support[review.other]
+    return one[review.first] + other[review.second] - one[review.second] - other[review.first]
+
+
+def _check_names(reviews: Sequence[Review], support: Support) -> None:
+    """Refuse a file most of whose ids are better known from others, which name neither of its systems."""
+    foreign: Counter[Path] = Counter()
+    size: Counter[Path] = Counter()
+    for review in reviews:
+        size[review.file] += 1
+        for answer in (review.one, review.other):
+            named = support[answer]
+            own = max(named[review.first], named[review.second])
+            if max(named.values()) > 2 * own:
+                foreign[review.file] += 1
+                break
+    for file, count in foreign.items():
+        if 2 * count > size[file]:
+            raise InputError(f"{file}: its answer ids are not those of the systems in its name; is it misnamed?")
+
+
+def _meant(systems: set[str], labels: Sequence[str]) -> str | None:
+    """The system that a file of answers is of: the longest whose name is part of a label; None where none is."""
     texts = [_letters(label) for label in labels]
-    named = [name for name in pair if any(_letters(name) in text for text in texts)]
-    if len(named) == 2:
-        longer = max(named, key=len)
-        return frozenset([longer]) if all(_letters(name) in _letters(longer) for name in named) else frozenset()
-    return frozenset(named)
+    named = [name for name in systems if any(_letters(name) in text for text in texts)]
+    return max(named, key=lambda name: (len(name), name), default=None)
 
 
 def _letters(name: str) -> str:

@@ -151,7 +151,9 @@ def rank(
         variance = extra[one, one] + np.diagonal(extra)[others] - 2 * extra[one, others]
         low, high = _interval(resampled[:, [one]] - resampled[:, others], variance)
         for index, other in enumerate(others):
-            pair = _pair(models, one, other, met, float(point[one] - point[other]), float(low[index]), float(high[index]))
+            pair = _pair(
+                models, one, other, met, float(point[one] - point[other]), float(low[index]), float(high[index])
+            )
             pairs.append(pair)
             if not pair.told_apart:
                 untold[one].append(other)

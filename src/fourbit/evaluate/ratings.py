@@ -8,7 +8,7 @@ What a record is, it says by its fields:
     model_a, model_b, winner        a vote: model_a, model_b, a name, tie; two systems, shown in this order
 
 The second kind carries its systems only in the file name, `ONE-vs-OTHER...`, and the name is not always in the order of
-the presentation. The ids of the answers are: an id belongs to a system that every file with this id names.
+the presentation. The ids of the answers tell it; see `identities`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from fourbit.data.records import SUFFIXES, Record, read_records
 from fourbit.errors import InputError
-from fourbit.evaluate.identities import identified
+from fourbit.evaluate.identities import Review, identified
 
 __all__ = ["DROPPED", "FIRST", "SECOND", "TIE", "Rating", "read_ratings"]
 
@@ -79,20 +79,18 @@ def read_ratings(
     """
     given = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     found: list[Rating] = []
-    reviews: list[tuple[int, str, str]] = []
+    reviews: dict[int, Review] = {}
     for file in _files(given):
         records = read_records(file)
         for record, place in zip(records.rows, records.places, strict=True):
             for rating in _ratings(record, file, place):
                 if "answer1_id" in record and "first" not in record:
-                    reviews.append((len(found), str(record["answer1_id"]), str(record["answer2_id"])))
+                    ids = str(record["answer1_id"]), str(record["answer2_id"])
+                    reviews[len(found)] = Review(*ids, rating.first, rating.second, file)
                 found.append(rating)
     if reviews:
-        sides = identified(
-            [(one, other, found[index].first, found[index].second, found[index].place) for index, one, other in reviews],
-            _files(answers),
-        )
-        for (index, _, _), (first, second) in zip(reviews, sides, strict=True):
+        sides = identified(list(reviews.values()), _files(answers))
+        for index, (first, second) in zip(reviews, sides, strict=True):
             found[index] = replace(found[index], first=first, second=second)
     return _renamed(found, names or {})
 
@@ -135,7 +133,9 @@ def _ratings(record: Record, file: Path, place: str) -> list[Rating]:
     elif {"model_a", "model_b"} <= record.keys():
         made = [_vote(record, place)]
     elif "model" in record and "score" in record:
-        raise InputError(f"{place} scores one answer alone; ratings of pairs are needed (FastChat: --mode pairwise-all).")
+        raise InputError(
+            f"{place} scores one answer alone; ratings of pairs are needed (FastChat: --mode pairwise-all)."
+        )
     else:
         raise InputError(
             f"{place} is no rating; it needs first, second and label, or model_a, model_b and winner, or what FastChat"
@@ -220,13 +220,16 @@ def _scores(value: Any, place: str) -> tuple[float, float] | None:
     if len(numbers) == 2 and None in numbers:
         return None
     if len(numbers) != 2 or not all(
-        isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number) for number in numbers
+        isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+        for number in numbers
     ):
         raise InputError(f"{place}: the scores are {str(value)[:80]}; they must be two numbers.")
     if list(numbers) == [-1, -1]:
         return None
     if min(numbers) < 0:
-        raise InputError(f"{place}: the scores are {str(value)[:80]}; none may be negative, but for -1, -1 (not parsed).")
+        raise InputError(
+            f"{place}: the scores are {str(value)[:80]}; none may be negative, but for -1, -1 (not parsed)."
+        )
     return float(numbers[0]), float(numbers[1])
 
 
@@ -244,7 +247,7 @@ def _name(record: Record, key: str, place: str) -> str:
 
 
 def _who(record: Record, place: str) -> dict[str, str]:
-    """The prompt, the rater and the turn, as text."""
+    """The prompt, the rater, the turn and the place, as text."""
     prompt = next((record[key] for key in ("id", "question_id", "prompt_id") if record.get(key) is not None), "")
     judge = next((record[key] for key in ("judge", "rater", "judge_model") if record.get(key) is not None), "")
     if isinstance(judge, (list, tuple)) and judge:  # FastChat: the model and the name of its prompt
@@ -253,7 +256,7 @@ def _who(record: Record, place: str) -> dict[str, str]:
         if isinstance(value, (dict, list, tuple, bool)):
             raise InputError(f"{place}: the {key} is {str(value)[:80]}; it must be a text or a number.")
     turn = record.get("turn")
-    return {"prompt": str(prompt), "rater": str(judge), "turn": "" if turn is None else str(turn)}
+    return {"prompt": str(prompt), "rater": str(judge), "turn": "" if turn is None else str(turn), "place": place}
 
 
 def _pair_of(file: Path, place: str) -> tuple[str, str]:

@@ -66,7 +66,9 @@ def elo(
     resampled, noise = _resampled(tournament, samples, orders, matches_per_order, k, start, seed, counted)
     notes = []
     if matches_per_order is not None and matches_per_order > len(tournament):
-        notes.append(f"There are {len(tournament):,} matches, fewer than the {matches_per_order:,} asked for: all are used.")
+        notes.append(
+            f"There are {len(tournament):,} matches, fewer than the {matches_per_order:,} asked for: all are used."
+        )
     return rank(tournament, point, resampled, method="elo", noise=noise, notes=notes)
 
 

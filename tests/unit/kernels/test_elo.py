@@ -103,6 +103,4 @@ def test_what_no_backend_takes() -> None:
 
 
 def test_opcheck() -> None:
-    torch.library.opcheck(
-        torch.ops.fourbit.elo, (drawn(9, 3), torch.tensor([4, 9]), 3, 5, 0, 9, 1, 32.0, 1000.0)
-    )
+    torch.library.opcheck(torch.ops.fourbit.elo, (drawn(9, 3), torch.tensor([4, 9]), 3, 5, 0, 9, 1, 32.0, 1000.0))
