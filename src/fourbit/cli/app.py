@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import fourbit
-from fourbit.cli import bench, chat, data, demo, doctor, errors, generate, output, plan, quantize, train
+from fourbit.cli import agreement, bench, chat, data, demo, doctor, elo, errors, generate, output, plan, quantize, train
 from fourbit.cli import eval as scores
 
 __all__ = ["app", "run"]
@@ -34,6 +34,8 @@ app.add_typer(data.app, name="data")
 app.command()(chat.chat)
 app.command()(generate.generate)
 app.add_typer(scores.app, name="eval")
+app.command()(elo.elo)
+app.command()(agreement.agreement)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__: list[str] = []
+from fourbit.errors import InputError
+
+__all__ = ["assignments", "named"]
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a name on the Hugging Face hub.")]
 Adapter = Annotated[
@@ -45,3 +48,39 @@ Revision = Annotated[str | None, typer.Option(help="The branch, tag or commit of
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that the model folder brings.")
 ]
+Ratings = Annotated[list[Path], typer.Argument(metavar="RATINGS...", help="Files of ratings, or folders of them.")]
+Names = Annotated[
+    list[str] | None,
+    typer.Option("--name", metavar="OLD=NEW", help="What to call a model that the ratings call OLD; may be repeated."),
+]
+Answers = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Answers with ids, which tell whose answer was shown first where only the name of a file does."
+        " Seldom needed; may be repeated."
+    ),
+]
+Samples = Annotated[int, typer.Option(help="Resamples of the prompts for the intervals.")]
+
+
+def named(given: str) -> tuple[str | None, str]:
+    """NAME=PATH as its two parts; a path alone has no name."""
+    name, equals, path = given.partition("=")
+    return (name, path) if equals and name and path and "/" not in name else (None, given)
+
+
+def assignments(given: list[str] | None, option: str) -> dict[str, str]:
+    """What a repeated KEY=VALUE says.
+
+    Raises:
+        InputError: one is none, or a key comes twice.
+    """
+    found: dict[str, str] = {}
+    for one in given or ():
+        key, equals, value = one.partition("=")
+        if not equals or not key or not value:
+            raise InputError(f"{option} is {one!r}; give it as OLD=NEW, two names with an equals sign between.")
+        if key in found:
+            raise InputError(f"{option} is given twice for {key!r}.")
+        found[key] = value
+    return found

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -18,7 +18,7 @@ from fourbit.words import duration
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["AsJson", "Progress", "Show", "complain", "facts", "progress", "result"]
+__all__ = ["AsJson", "Progress", "Show", "complain", "facts", "progress", "result", "rows", "sentences"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Show = Callable[[Mapping[str, Any], "Callable[[], RenderableType]"], None]
@@ -132,3 +132,29 @@ def facts(title: str, rows: Mapping[Any, str]) -> RenderableType:
     for name, value in rows.items():
         table.add_row(Text(str(name)), Text(value))
     return Group(Text(title, style="bold"), Padding(table, (0, 0, 0, 2), expand=False), "")
+
+
+def rows(
+    title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], *, left: Collection[str] = ()
+) -> RenderableType:
+    """A title and a table: numbers to the right, the columns named in `left` to the left."""
+    from rich import box
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, header_style="cyan", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    return Group(Text(title, style="bold"), Padding(table, (0, 0, 0, 2), expand=False), "")
+
+
+def sentences(given: Sequence[str]) -> RenderableType:
+    """Sentences under a table, one to a line."""
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(*(Text(sentence) for sentence in given), *([""] if given else []))

@@ -1,17 +1,76 @@
-"""Scores of a model: perplexity, and multiple-choice questions."""
+"""Scores of a model: perplexity, multiple-choice questions, and what raters say of its answers.
 
-from fourbit.evaluate.mmlu import Mmlu, measure_mmlu
-from fourbit.evaluate.perplexity import Perplexity, measure_perplexity
-from fourbit.evaluate.questions import Exam, Question, read_exam
-from fourbit.evaluate.texts import read_documents
+Each name loads what it needs when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+_HOMES = {
+    "Agreement": "fourbit.evaluate.agreement",
+    "Exam": "fourbit.evaluate.questions",
+    "Matches": "fourbit.evaluate.matches",
+    "Mmlu": "fourbit.evaluate.mmlu",
+    "Perplexity": "fourbit.evaluate.perplexity",
+    "Question": "fourbit.evaluate.questions",
+    "Ranking": "fourbit.evaluate.ranking",
+    "Rating": "fourbit.evaluate.ratings",
+    "Share": "fourbit.evaluate.shares",
+    "bradley_terry": "fourbit.evaluate.likelihood",
+    "elo": "fourbit.evaluate.tournament",
+    "measure_agreement": "fourbit.evaluate.agreement",
+    "measure_mmlu": "fourbit.evaluate.mmlu",
+    "measure_perplexity": "fourbit.evaluate.perplexity",
+    "measure_shares": "fourbit.evaluate.shares",
+    "read_documents": "fourbit.evaluate.texts",
+    "read_exam": "fourbit.evaluate.questions",
+    "read_ratings": "fourbit.evaluate.ratings",
+}
 
 __all__ = [
+    "Agreement",
     "Exam",
+    "Matches",
     "Mmlu",
     "Perplexity",
     "Question",
+    "Ranking",
+    "Rating",
+    "Share",
+    "bradley_terry",
+    "elo",
+    "measure_agreement",
     "measure_mmlu",
     "measure_perplexity",
+    "measure_shares",
     "read_documents",
     "read_exam",
+    "read_ratings",
 ]
+
+if TYPE_CHECKING:
+    from fourbit.evaluate.agreement import Agreement, measure_agreement
+    from fourbit.evaluate.likelihood import bradley_terry
+    from fourbit.evaluate.matches import Matches
+    from fourbit.evaluate.mmlu import Mmlu, measure_mmlu
+    from fourbit.evaluate.perplexity import Perplexity, measure_perplexity
+    from fourbit.evaluate.questions import Exam, Question, read_exam
+    from fourbit.evaluate.ranking import Ranking
+    from fourbit.evaluate.ratings import Rating, read_ratings
+    from fourbit.evaluate.shares import Share, measure_shares
+    from fourbit.evaluate.texts import read_documents
+    from fourbit.evaluate.tournament import elo
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fourbit.evaluate' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

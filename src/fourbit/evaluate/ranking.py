@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fourbit.errors import InputError
 from fourbit.evaluate.matches import Matches
 
-__all__ = ["LEVEL", "Pair", "Ranking", "Standing", "check_samples", "rank", "weights"]
+__all__ = ["LEVEL", "Pair", "Ranking", "Standing", "check_samples", "rank", "resamples"]
 
 LEVEL = 0.95
 """The share of resampled values that an interval holds."""
@@ -111,9 +111,8 @@ def check_samples(samples: int) -> None:
         raise InputError(f"{samples} resamples give no interval of {LEVEL:.0%}; take 20 at least, and better 1000.")
 
 
-def weights(matches: Matches, samples: int, *, seed: int) -> NDArray[np.int64]:
-    """[samples, Q]: how often each resample of Q prompts, drawn with replacement, holds each prompt."""
-    count = matches.prompt_count
+def resamples(count: int, samples: int, *, seed: int) -> NDArray[np.int64]:
+    """[samples, count]: how often each resample of `count` prompts, drawn with replacement, holds each prompt."""
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
 
 
@@ -239,7 +238,7 @@ def _remarks(matches: Matches) -> list[str]:
     one_way = sum((other, one) not in pairs for one, other in pairs)
     if one_way:
         notes.append(
-            f"{one_way} of {len({frozenset(pair) for pair in pairs})} pairs were shown in one order only: an order bias of"
-            " the rater would not cancel."
+            f"{one_way} of {len({frozenset(pair) for pair in pairs})} pairs were shown in one order only: an order bias"
+            " of the rater would not cancel."
         )
     return notes

@@ -227,9 +227,7 @@ def _scores(value: Any, place: str) -> tuple[float, float] | None:
     if list(numbers) == [-1, -1]:
         return None
     if min(numbers) < 0:
-        raise InputError(
-            f"{place}: the scores are {str(value)[:80]}; none may be negative, but for -1, -1 (not parsed)."
-        )
+        raise InputError(f"{place}: the scores are {str(value)[:80]}; only -1, -1 (not parsed) may be negative.")
     return float(numbers[0]), float(numbers[1])
 
 
@@ -246,7 +244,7 @@ def _name(record: Record, key: str, place: str) -> str:
     return name.strip()
 
 
-def _who(record: Record, place: str) -> dict[str, str]:
+def _who(record: Record, place: str) -> dict[str, Any]:
     """The prompt, the rater, the turn and the place, as text."""
     prompt = next((record[key] for key in ("id", "question_id", "prompt_id") if record.get(key) is not None), "")
     judge = next((record[key] for key in ("judge", "rater", "judge_model") if record.get(key) is not None), "")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fourbit.errors import InputError
 from fourbit.evaluate.matches import Given, Matches, collect
-from fourbit.evaluate.ranking import Ranking, check_samples, rank, weights
+from fourbit.evaluate.ranking import Ranking, check_samples, rank, resamples
 
 __all__ = ["elo"]
 
@@ -19,9 +19,9 @@ Progress = Callable[[int, int], None]
 CALL_UPDATES = 20_000_000
 """Matches that one call of the kernel plays, of which a core does some 10^8 a second: progress shows often enough."""
 
-RESAMPLED_UPDATES = 200_000_000
+RESAMPLED_UPDATES = 100_000_000
 FEWEST_ORDERS, MOST_ORDERS = 8, 64
-"""What the bootstrap may cost, and the orders of each resample that follow; what noise few orders bring is taken out."""
+"""What the bootstrap may cost, and the orders of each resample that follow. The noise of few orders is taken out."""
 
 
 def elo(
@@ -140,7 +140,7 @@ def _resampled(
     from fourbit.kernels import ops
 
     players, packed = len(matches.models), _packed(matches)
-    drawn = weights(matches, samples, seed=seed)
+    drawn = resamples(matches.prompt_count, samples, seed=seed)
     means, noise = np.empty((samples, players)), np.zeros((players, players))
     length = min(matches_per_order or len(matches), len(matches))
     chunk = int(np.clip(CALL_UPDATES // (orders * max(length, players)), 1, samples))

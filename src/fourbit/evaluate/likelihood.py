@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourbit.evaluate.matches import Given, Matches, collect
-from fourbit.evaluate.ranking import Ranking, check_samples, rank, weights
+from fourbit.evaluate.ranking import Ranking, check_samples, rank, resamples
 
 __all__ = ["bradley_terry", "strengths"]
 
@@ -60,12 +60,12 @@ def bradley_terry(
     notes = []
     if not _is_bounded(whole)[0]:
         notes.append(
-            "Some models won, or lost, every match against the others: their strength has no bound, and is held back by a"
-            f" weak prior (standard deviation {PRIOR_DEVIATION * POINTS_PER_UNIT:,.0f} points)."
+            "Some models won, or lost, every match against the others: their strength has no bound, and is held back by"
+            f" a weak prior (standard deviation {PRIOR_DEVIATION * POINTS_PER_UNIT:,.0f} points)."
         )
     point = strengths(whole)[0]
     resampled = np.empty((samples, count))
-    drawn = weights(tournament, samples, seed=seed)
+    drawn = resamples(tournament.prompt_count, samples, seed=seed)
     batch = max(1, _BATCH_CELLS // (count * count))
     for first in range(0, samples, batch):
         resampled[first : first + batch] = strengths(_won(tournament, drawn[first : first + batch]))
@@ -121,8 +121,7 @@ def strengths(won: Numbers) -> Numbers:
 def _is_bounded(won: Numbers) -> NDArray[np.bool_]:
     """[B] whether from every model a chain of points won leads to every other."""
     count = won.shape[1]
-    reaches = ((won > 0) | np.eye(count, dtype=bool)).astype(np.float64)
+    reaches: Numbers = ((won > 0) | np.eye(count, dtype=bool)).astype(np.float64)
     for _ in range(max(1, math.ceil(math.log2(count)))):
         reaches = (reaches @ reaches > 0).astype(np.float64)
-    result: NDArray[np.bool_] = (reaches > 0).all(axis=(1, 2))
-    return result
+    return np.asarray((reaches > 0).all(axis=(1, 2)), dtype=np.bool_)
