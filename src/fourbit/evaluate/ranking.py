@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fourbit.errors import InputError
 from fourbit.evaluate.matches import Matches
 
-__all__ = ["LEVEL", "Pair", "Ranking", "Standing", "check_samples", "rank", "resamples"]
+__all__ = ["LEVEL", "Noise", "Pair", "Ranking", "Standing", "check_samples", "rank", "resamples"]
 
 LEVEL = 0.95
 """The share of resampled values that an interval holds."""
@@ -105,6 +105,21 @@ class Ranking:
         return len(self.standings)
 
 
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """What random orders do to ratings, beside the draw of the prompts.
+
+    Attributes:
+        covariance: [P, P] of the ratings after one order.
+        resampled: the share of it that a resampled rating has: 1 over the orders of each resample.
+        point: the share that the ratings themselves have, and the centre of the resampled ones.
+    """
+
+    covariance: Numbers
+    resampled: float
+    point: float
+
+
 def check_samples(samples: int) -> None:
     """Refuse a number of resamples that gives no interval."""
     if samples < 20:
@@ -122,7 +137,7 @@ def rank(
     resampled: Numbers,
     *,
     method: str,
-    noise: Numbers | None = None,
+    noise: Noise | None = None,
     notes: Sequence[str] = (),
 ) -> Ranking:
     """Put a ranking together.
@@ -132,13 +147,12 @@ def rank(
         point: [P] ratings.
         resampled: [B, P] ratings of the bootstrap's resamples.
         method: its name.
-        noise: [P, P] the covariance that the resampled ratings have beyond that of resampling prompts, because they are
-            means of a few orders only; it is taken out of the intervals.
+        noise: what chance beside the draw of prompts did to the ratings; none by default.
         notes: for the reader.
     """
     models, count = matches.models, len(point)
-    extra = np.zeros((count, count)) if noise is None else noise
-    ends = _interval(resampled, np.diagonal(extra))
+    noise = noise or Noise(np.zeros((count, count)), 0, 0)
+    ends = _interval(resampled, np.diagonal(noise.covariance), noise)
     order = sorted(range(count), key=lambda model: -point[model])
     met = _meetings(matches)
     pairs = []
@@ -147,8 +161,9 @@ def rank(
         others = order[place + 1 :]
         if not others:
             break
-        variance = extra[one, one] + np.diagonal(extra)[others] - 2 * extra[one, others]
-        low, high = _interval(resampled[:, [one]] - resampled[:, others], variance)
+        shared = noise.covariance
+        variance = shared[one, one] + np.diagonal(shared)[others] - 2 * shared[one, others]
+        low, high = _interval(resampled[:, [one]] - resampled[:, others], variance, noise)
         for index, other in enumerate(others):
             pair = _pair(
                 models, one, other, met, float(point[one] - point[other]), float(low[index]), float(high[index])
@@ -182,10 +197,15 @@ def rank(
     )
 
 
-def _interval(resampled: Numbers, noise: Numbers) -> tuple[Numbers, Numbers]:
-    """Percentiles of the columns of [B, N], after each was drawn in to the variance that it has without `noise`."""
+def _interval(resampled: Numbers, order_variance: Numbers, noise: Noise) -> tuple[Numbers, Numbers]:
+    """Percentiles of the columns of [B, N], each drawn in until its variance is that of the prompts and of the rating.
+
+    Args:
+        order_variance: [N] of a column after one order.
+    """
     variance = resampled.var(axis=0)
-    share = np.sqrt(np.clip(variance - noise, 0, None) / np.where(variance > 0, variance, 1))
+    wanted = np.clip(variance - noise.resampled * order_variance, 0, None) + noise.point * order_variance
+    share = np.sqrt(wanted / np.where(variance > 0, variance, 1))
     centre = resampled.mean(axis=0)
     low, high = np.quantile(centre + (resampled - centre) * share, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high

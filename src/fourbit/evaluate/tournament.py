@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fourbit.errors import InputError
 from fourbit.evaluate.matches import Given, Matches, collect
-from fourbit.evaluate.ranking import Ranking, check_samples, rank, resamples
+from fourbit.evaluate.ranking import Noise, Ranking, check_samples, rank, resamples
 
 __all__ = ["elo"]
 
@@ -63,7 +63,8 @@ def elo(
     orders = int(np.clip(RESAMPLED_UPDATES // (samples * length), FEWEST_ORDERS, MOST_ORDERS))
     counted = _Counter(progress, orderings * length + samples * orders * length)
     point = _mean_of_orders(tournament, orderings, length, k, start, seed, counted)
-    resampled, noise = _resampled(tournament, samples, orders, matches_per_order, k, start, seed, counted)
+    resampled, covariance = _resampled(tournament, samples, orders, matches_per_order, k, start, seed, counted)
+    noise = Noise(covariance, 1 / orders, 1 / orderings + 1 / (samples * orders))
     notes = []
     if matches_per_order is not None and matches_per_order > len(tournament):
         notes.append(
@@ -134,7 +135,7 @@ def _resampled(
     seed: int,
     counted: _Counter,
 ) -> tuple[Numbers, Numbers]:
-    """[B, P] the mean ratings of each resample, and [P, P] the covariance that a mean of `orders` orders adds."""
+    """[B, P] the mean ratings of each resample, and [P, P] the covariance of ratings after one order."""
     import torch
 
     from fourbit.kernels import ops
@@ -160,4 +161,4 @@ def _resampled(
         around = (ratings - ratings.mean(axis=1, keepdims=True)).reshape(-1, players)
         noise += around.T @ around
         counted.add(len(tournaments) * orders * length)
-    return means, noise / (samples * (orders - 1)) / orders
+    return means, noise / (samples * (orders - 1))

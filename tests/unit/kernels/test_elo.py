@@ -79,7 +79,7 @@ def test_orders_can_be_shared_out_among_calls(choice: str) -> None:
 
 
 def test_every_order_is_as_likely() -> None:
-    """The first match played is each of six equally often: chi-squared with 5 degrees is below 25.7 but once in 10^4."""
+    """The first match is each of six equally often: chi-squared with 5 degrees is above 25.7 once in 10^4."""
     matches = packed([0] * 6, [1, 2, 3, 4, 5, 6], [1.0] * 6)
     found = ops.elo(matches, torch.tensor([6]), players=7, orders=6000, length=1, seed=1)[0, :, 1:]
     times = (found < 1000).sum(dim=0).double()
