@@ -203,7 +203,7 @@ def _interval(resampled: Numbers, order_variance: Numbers, noise: Noise) -> tupl
     Args:
         order_variance: [N] of a column after one order.
     """
-    variance = resampled.var(axis=0)
+    variance, order_variance = resampled.var(axis=0), np.clip(order_variance, 0, None)
     wanted = np.clip(variance - noise.resampled * order_variance, 0, None) + noise.point * order_variance
     share = np.sqrt(wanted / np.where(variance > 0, variance, 1))
     centre = resampled.mean(axis=0)

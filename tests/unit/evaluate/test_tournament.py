@@ -166,9 +166,12 @@ def test_what_a_reader_is_told() -> None:
 
 
 def test_the_noise_of_few_orders_is_not_in_the_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resamples of 8 orders give the intervals of resamples of 128. A rating after one order has a variance of some 1,750,
-    a rating of resampled prompts one of some 290: 8 orders would add 219 to it, which is 32% to the width. A variance of
-    1,000 draws is off by 4.5%: 23 of 510, which is 4% of the width; a quantile of them as much. 10% for two widths."""
+    """Resamples of 8 orders give the intervals of resamples of 128.
+
+    A rating after one order has a variance of some 1,750, a rating of resampled prompts one of some 290: 8 orders would
+    add 219 to it, which is 32% to the width. A variance of 1,000 draws is off by 4.5%: 23 of 510, which is 4% of the
+    width; a quantile of them as much. 10% for two widths.
+    """
     from fourbit.evaluate import tournament
 
     matches = simulated([0.5, 0.2, -0.2, -0.5], 40)
@@ -179,6 +182,14 @@ def test_the_noise_of_few_orders_is_not_in_the_intervals(monkeypatch: pytest.Mon
         table = elo(matches, orderings=100, samples=1000)
         widths.append(np.mean([row.high - row.low for row in table]))
     assert widths[0] == pytest.approx(widths[1], rel=0.1)
+
+
+def test_two_models_that_are_exactly_alike_are_not_told_apart() -> None:
+    """No resample differs, and yet the mean of 100 random orders does: that noise must stay in the interval."""
+    matches = [(one, other, 1, str(prompt)) for prompt in range(20) for one, other in ("ab", "ba")]
+    for seed in range(5):
+        best, _ = elo(matches, orderings=100, samples=50, seed=seed)
+        assert len(best.untold) == 1
 
 
 def test_progress_reaches_its_end() -> None:
