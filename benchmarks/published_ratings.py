@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -109,101 +110,98 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join([_opening(found), _shares(found), _elo(found), _judge(found)])
 
 
+def _paragraph(text: str) -> str:
+    """Words in lines as long as those of the other pages."""
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
 def _opening(found: dict[str, Any]) -> str:
-    return f"""# The paper's chatbot evaluation, recomputed
-
-Written by `python benchmarks/published_ratings.py FOLDER`; do not edit by hand.
-
-The authors of QLoRA (arXiv 2305.14314) released what GPT-4 said of the answers to the 80 Vicuna questions: {found["scores"]:,} pairs
-of scores against ChatGPT ({found["scores_dropped"]} could not be parsed) and {found["pairs"]:,} verdicts between eight systems ({found["pairs_dropped"]} could not be parsed).
-This page says what comes of them with `fourbit elo`, beside what the paper prints. The same comparison is a test.
-
-**Reproduced:** every share of ChatGPT's score within {SHARE_TOLERANCE}, but for two misprints; the Elo column within {ELO_TOLERANCE} with 500 matches
-per order; its ranks with all matches. **Not reproduced:** the agreement with people, whose labels were not released with these
-files.
-"""
+    said = f"""The authors of QLoRA (arXiv 2305.14314) released what GPT-4 said of the answers to the 80 Vicuna
+        questions: {found["scores"]:,} pairs of scores against ChatGPT ({found["scores_dropped"]} could not be parsed) and
+        {found["pairs"]:,} verdicts between eight systems ({found["pairs_dropped"]} could not be parsed). This page says
+        what comes of them with `fourbit elo`, beside what the paper prints. The same comparison is a test."""
+    result = f"""**Reproduced:** every share of ChatGPT's score within {SHARE_TOLERANCE}, but for two misprints; the Elo
+        column within {ELO_TOLERANCE} with 500 matches per order; its ranks with all matches. **Not reproduced:** the
+        agreement with people, whose labels were not released with these files."""
+    return "\n".join(
+        [
+            "# The paper's chatbot evaluation, recomputed\n",
+            "Written by `python benchmarks/published_ratings.py FOLDER`; do not edit by hand.\n",
+            _paragraph(said),
+            _paragraph(result),
+        ]
+    )
 
 
 def _shares(found: dict[str, Any]) -> str:
     lines = [
-        "## Shares of ChatGPT's score",
-        "",
-        "`fourbit elo FOLDER/relative-gpt-3.5 --share-of gpt-3.5`: sums of scores, in percent of ChatGPT's sum; printed | recomputed.",
-        "",
+        "## Shares of ChatGPT's score\n",
+        _paragraph(
+            """`fourbit elo FOLDER/relative-gpt-3.5 --share-of gpt-3.5`: sums of scores, in percent of ChatGPT's sum;
+            printed | recomputed."""
+        ),
         "| system | ChatGPT shown first | system shown first | both | 95% interval |",
         "|---|---:|---:|---:|---|",
     ]
-    for name, (low, high) in ((name, row[3:]) for name, row in found["shares"].items()):
-        values = found["shares"][name][:3]
-        printed = (SHARES | MISPRINTED).get(name, (name, None, None, None))
+    for name, (*values, low, high) in found["shares"].items():
+        shown, *printed = (SHARES | MISPRINTED).get(name, (name, None, None, None))
         cells = [
             f"{new:.1f}" if old is None else f"{old:.1f} \\| {new:.1f}"
-            for old, new in zip(printed[1:], values, strict=True)
+            for old, new in zip(printed, values, strict=True)
         ]
         star = " *" if name in MISPRINTED or name == "gpt4" else ""
-        lines.append(f"| {printed[0]}{star} | {' | '.join(cells)} | {low:.1f}–{high:.1f} |")
-    lines += [
-        "",
-        "\\* Misprints: the paper has GPT-4's two order columns in each other's place, and the row of Open Assistant repeats",
-        "Vicuna's; the files have what is recomputed here. Rows with one number are not among those compared with the paper.",
-        "",
-        "Two traps are in the files. In those of finetuned models the name has the systems in the order opposite to that of the",
-        "presentation, and in the others in the same; and two systems that gave the same answer share its id. `fourbit elo`",
-        "takes the order from the ids, by how many files speak for it ([identities.py](../src/fourbit/evaluate/identities.py)).",
-        "",
-    ]
-    return "\n".join(lines)
+        lines.append(f"| {shown}{star} | {' | '.join(cells)} | {low:.1f}–{high:.1f} |")
+    misprints = """\\* Misprints: the paper has GPT-4's two order columns in each other's place, and the row of Open
+        Assistant repeats Vicuna's; the files have what is recomputed here. Rows with one number are not among those
+        compared with the paper."""
+    traps = """Two traps are in the files. In those of finetuned models the name has the systems in the order opposite
+        to that of the presentation, and in the others in the same; and two systems that gave the same answer share its id.
+        `fourbit elo` takes the order from the ids, by how many files speak for it
+        ([identities.py](../src/fourbit/evaluate/identities.py))."""
+    return "\n".join([*lines, "", _paragraph(misprints), _paragraph(traps)])
 
 
 def _elo(found: dict[str, Any]) -> str:
     lines = [
-        "## Elo",
-        "",
-        "`fourbit elo FOLDER/pairwise --matches-per-order 500`, then with all matches, then `--method bradley-terry`; 10,000 orders,",
-        "K = 32, start 1000, with 95% bootstrap intervals over the 80 prompts, which the paper does not give.",
-        "",
+        "## Elo\n",
+        _paragraph(
+            """`fourbit elo FOLDER/pairwise --matches-per-order 500`, then with all matches, then
+            `--method bradley-terry`; 10,000 orders, K = 32, start 1000, with 95% bootstrap intervals over the 80
+            prompts, which the paper does not give."""
+        ),
         "| # | system | printed | 500 matches per order | all matches | Bradley–Terry |",
         "|---:|---|---:|---|---|---|",
     ]
+    tables = [found["elo"][name] for name in ("500", "all", "bradley-terry")]
     for place, (name, printed) in enumerate(ELO.items(), start=1):
-        cells = []
-        for table in ("500", "all", "bradley-terry"):
-            value, low, high = found["elo"][table][name]
-            cells.append(f"{value:.0f} ({low:.0f}–{high:.0f})")
+        cells = [f"{value:.0f} ({low:.0f}–{high:.0f})" for value, low, high in (table[name] for table in tables)]
         lines.append(f"| {place} | {NAMES[name]} | {printed} | {' | '.join(cells)} |")
-    largest = max(abs(found["elo"]["500"][name][0] - printed) for name, printed in ELO.items())
-    untold = sum(map(len, found["untold"].values())) // 2
-    lines += [
-        "",
-        "![Elo of the eight systems, and the points of each against each](chatbots.png)",
-        "",
-        f"With 500 matches per order the largest difference is {largest:.1f} points. So that is what the paper did: with all matches GPT-4",
-        f"stands {found['elo']['all']['gpt4'][0] - ELO['gpt4']:.0f} points higher than printed, as 500 matches are too few for a rating to arrive where it is going. Of the 28",
-        f"pairs {untold} cannot be told apart with 80 prompts: "
-        + "; ".join(
-            f"{NAMES[name]} and {', '.join(NAMES[other] for other in others)}"
-            for name, others in (
-                (name, [o for o in found["untold"][name] if list(ELO).index(o) > list(ELO).index(name)]) for name in ELO
-            )
-            if others
-        )
-        + ".",
-        "",
-    ]
-    return "\n".join(lines)
+    largest = max(abs(tables[0][name][0] - printed) for name, printed in ELO.items())
+    higher = tables[1]["gpt4"][0] - ELO["gpt4"]
+    order = list(ELO)
+    after = {name: [o for o in found["untold"][name] if order.index(o) > order.index(name)] for name in order}
+    alike = "; ".join(
+        f"{NAMES[name]} and {', '.join(NAMES[other] for other in others)}" for name, others in after.items() if others
+    )
+    said = f"""With 500 matches per order the largest difference is {largest:.1f} points. So that is what the paper did:
+        with all matches GPT-4 stands {higher:.0f} points higher than printed, as 500 matches are too few for a rating
+        to arrive where it is going. Of the 28 pairs {sum(map(len, after.values()))} cannot be told apart with 80 prompts:
+        {alike}."""
+    picture = "![Elo of the eight systems, and the points of each against each](chatbots.png)\n"
+    return "\n".join([*lines, "", picture, _paragraph(said)])
 
 
 def _judge(found: dict[str, Any]) -> str:
     value, low, high, count = found["flips"]
-    return f"""## The judge
-
-`fourbit agreement gpt4=FOLDER/pairwise`. The answer shown first takes {found["shown_first"]:.0%} of the points. Of {count:,} pairs of answers judged
-in both orders, GPT-4's verdict changes with the order in {value:.0%} ({low:.0%} to {high:.0%}); the answer shown first wins both times in {found["prefers"][0]:.0%},
-the one shown second in {found["prefers"][1]:.0%}. Without both orders such a judge is not to be trusted.
-
-The paper's κ = 0.25 between GPT-4 and the majority of people, τ = 0.43 and ρ = 0.55 need the people's labels. With them it would be
-`fourbit agreement people=VOTES gpt4=FOLDER/pairwise --majority crowd=people/1,people/2,people/3`.
-"""
+    first, second = found["prefers"]
+    judge = f"""`fourbit agreement gpt4=FOLDER/pairwise`. The answer shown first takes {found["shown_first"]:.0%} of the
+        points. Of {count:,} pairs of answers judged in both orders, GPT-4's verdict changes with the order in
+        {value:.0%} ({low:.0%} to {high:.0%}); the answer shown first wins both times in {first:.0%}, the one shown second in
+        {second:.0%}. Without both orders such a judge is not to be trusted."""
+    people = """The paper's κ = 0.25 between GPT-4 and the majority of people, τ = 0.43 and ρ = 0.55 need the people's
+        labels. With them it would be
+        `fourbit agreement people=VOTES gpt4=FOLDER/pairwise --majority crowd=people/1,people/2,people/3`."""
+    return "\n".join(["## The judge\n", _paragraph(judge), _paragraph(people)])
 
 
 if __name__ == "__main__":
