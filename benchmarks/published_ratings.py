@@ -117,12 +117,14 @@ def _paragraph(text: str) -> str:
 
 def _opening(found: dict[str, Any]) -> str:
     said = f"""The authors of QLoRA (arXiv 2305.14314) released what GPT-4 said of the answers to the 80 Vicuna
-        questions: {found["scores"]:,} pairs of scores against ChatGPT ({found["scores_dropped"]} could not be parsed) and
-        {found["pairs"]:,} verdicts between eight systems ({found["pairs_dropped"]} could not be parsed). This page says
-        what comes of them with `fourbit elo`, beside what the paper prints. The same comparison is a test."""
-    result = f"""**Reproduced:** every share of ChatGPT's score within {SHARE_TOLERANCE}, but for two misprints; the Elo
-        column within {ELO_TOLERANCE} with 500 matches per order; its ranks with all matches. **Not reproduced:** the
-        agreement with people, whose labels were not released with these files."""
+        questions: {found["scores"]:,} pairs of scores against ChatGPT ({found["scores_dropped"]} could not be
+        parsed) and {found["pairs"]:,} verdicts between eight systems ({found["pairs_dropped"]} could not be
+        parsed). This page says what comes of them with `fourbit elo`, beside what the paper prints. The same
+        comparison is a test."""
+    result = f"""**Reproduced:** every share of ChatGPT's score within
+        {SHARE_TOLERANCE}, but for two misprints; the Elo column within {ELO_TOLERANCE} with 500 matches per order;
+        its ranks with all matches. **Not reproduced:** the agreement with people, whose labels were not released
+        with these files."""
     return "\n".join(
         [
             "# The paper's chatbot evaluation, recomputed\n",
@@ -155,8 +157,8 @@ def _shares(found: dict[str, Any]) -> str:
         Assistant repeats Vicuna's; the files have what is recomputed here. Rows with one number are not among those
         compared with the paper."""
     traps = """Two traps are in the files. In those of finetuned models the name has the systems in the order opposite
-        to that of the presentation, and in the others in the same; and two systems that gave the same answer share its id.
-        `fourbit elo` takes the order from the ids, by how many files speak for it
+        to that of the presentation, and in the others in the same; and two systems that gave the same answer share
+        its id. `fourbit elo` takes the order from the ids, by how many files speak for it
         ([identities.py](../src/fourbit/evaluate/identities.py))."""
     return "\n".join([*lines, "", _paragraph(misprints), _paragraph(traps)])
 
@@ -185,8 +187,8 @@ def _elo(found: dict[str, Any]) -> str:
     )
     said = f"""With 500 matches per order the largest difference is {largest:.1f} points. So that is what the paper did:
         with all matches GPT-4 stands {higher:.0f} points higher than printed, as 500 matches are too few for a rating
-        to arrive where it is going. Of the 28 pairs {sum(map(len, after.values()))} cannot be told apart with 80 prompts:
-        {alike}."""
+        to arrive where it is going. Of the 28 pairs {sum(map(len, after.values()))} cannot be told apart with 80
+        prompts: {alike}."""
     picture = "![Elo of the eight systems, and the points of each against each](chatbots.png)\n"
     return "\n".join([*lines, "", picture, _paragraph(said)])
 
@@ -196,8 +198,8 @@ def _judge(found: dict[str, Any]) -> str:
     first, second = found["prefers"]
     judge = f"""`fourbit agreement gpt4=FOLDER/pairwise`. The answer shown first takes {found["shown_first"]:.0%} of the
         points. Of {count:,} pairs of answers judged in both orders, GPT-4's verdict changes with the order in
-        {value:.0%} ({low:.0%} to {high:.0%}); the answer shown first wins both times in {first:.0%}, the one shown second in
-        {second:.0%}. Without both orders such a judge is not to be trusted."""
+        {value:.0%} ({low:.0%} to {high:.0%}); the answer shown first wins both times in {first:.0%}, the one shown
+        second in {second:.0%}. Without both orders such a judge is not to be trusted."""
     people = """The paper's κ = 0.25 between GPT-4 and the majority of people, τ = 0.43 and ρ = 0.55 need the people's
         labels. With them it would be
         `fourbit agreement people=VOTES gpt4=FOLDER/pairwise --majority crowd=people/1,people/2,people/3`."""

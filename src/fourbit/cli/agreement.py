@@ -49,7 +49,7 @@ def agreement(
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
     as_json: output.AsJson = False,
 ) -> None:
-    """Measure how far raters agree, with each other and with themselves.
+    """Measure how far raters agree, with each other and themselves.
 
     On single answers: Fleiss' and Cohen's kappa of three verdicts (one model, the other, a tie), where both orders of a
     pair are one verdict. On the order of the models: Kendall's tau and Spearman's rho between their ratings. Of a judge

@@ -48,7 +48,7 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("quantise", "quantize"), ("doctr", "doctor"), ("evl", "eval")])
+@pytest.mark.parametrize(("typed", "meant"), [("quantise", "quantize"), ("doctr", "doctor"), ("evall", "eval")])
 def test_an_unknown_verb_gets_the_nearest_one(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([typed]) == 2
     assert f"Did you mean '{meant}'?" in only_line(capsys)
