@@ -91,12 +91,14 @@ def _tables(measured: Agreement) -> RenderableType:
         columns = ["between", "and", "same verdict", "Cohen κ", "Kendall τ", "Spearman ρ"]
         rows = [_pair_row(pair) for pair in measured.pairs]
         parts.append(output.rows("Agreement", columns, rows, left={"between", "and"}))
-    columns = ["rater", "verdicts", "points shown first", "flips with order", "own model", "beyond what others give"]
+    columns = ["rater", "verdicts", "shown first", "flips with order", "own model", "beyond others"]
     rows = [_rater_row(rater) for rater in measured.raters]
     parts.append(output.rows("Each rater", columns, rows, left={"rater", "own model"}))
     said = []
     if measured.fleiss is not None:
-        said.append(f"Fleiss κ of all raters: {_estimate(measured.fleiss)}, over {measured.fleiss.count:,} items.")
+        said.append(
+            f"Fleiss κ of all raters: {measured.fleiss.value:.2f} ({measured.fleiss.low:.2f} to {measured.fleiss.high:.2f}), over {measured.fleiss.count:,} items."
+        )
     for rater in measured.raters:
         if rater.flips is not None and rater.prefers_first is not None and rater.prefers_second is not None:
             said.append(
@@ -118,7 +120,7 @@ def _pair_row(pair: PairAgreement) -> list[str]:
 
 
 def _rater_row(rater: RaterReport) -> list[str]:
-    own = "" if rater.own is None or rater.own_share is None else f"{rater.own}, {rater.own_share.value:.0%} of points"
+    own = "" if rater.own is None or rater.own_share is None else f"{rater.own}\n{rater.own_share.value:.0%} of points"
     return [
         rater.rater,
         f"{rater.verdicts:,}",
@@ -130,12 +132,13 @@ def _rater_row(rater: RaterReport) -> list[str]:
 
 
 def _estimate(estimate: Estimate | None, *, percent: bool = False, sign: bool = False) -> str:
+    """The value, and in a line of its own, as tables have no room for it beside, the interval."""
     if estimate is None:
         return "–"
     values: Sequence[float] = (estimate.value, estimate.low, estimate.high)
     plus = "+" if sign else ""
     if percent:
         shown = [f"{100 * value:{plus}.0f}" for value in values]
-        return f"{shown[0]}% ({shown[1]} to {shown[2]})"
+        return f"{shown[0]}%\n{shown[1]} to {shown[2]}"
     shown = [f"{value:{plus}.2f}" for value in values]
-    return f"{shown[0]} ({shown[1]} to {shown[2]})"
+    return f"{shown[0]}\n{shown[1]} to {shown[2]}"

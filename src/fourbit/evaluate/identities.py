@@ -61,7 +61,7 @@ def identified(reviews: Sequence[Review], answers: Sequence[Path] = ()) -> list[
     if guessed:
         _log.warning(
             "%s of %s ratings name their systems in the name of the file only, and nothing says whose their answer ids"
-            " are: taken in the order of the name. Files of answers with these ids would tell.",
+            " are: taken in the order of the name. Files of answers with these ids (`--answers`) would tell.",
             f"{guessed:,}",
             f"{len(reviews):,}",
         )
