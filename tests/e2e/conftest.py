@@ -59,6 +59,8 @@ def fourbit_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., Outcome]]:
     """The same through the console script's function, in this process, where torch is imported already."""
+    import rich.console  # noqa: F401  # it keeps the environment that it finds when it is imported
+
     monkeypatch.delenv("FOURBIT_DEBUG", raising=False)
     monkeypatch.setattr(os, "environ", os.environ.copy())
     for logger in (logging.getLogger(), logging.getLogger("fourbit")):

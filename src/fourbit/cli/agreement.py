@@ -96,8 +96,10 @@ def _tables(measured: Agreement) -> RenderableType:
     parts.append(output.rows("Each rater", columns, rows, left={"rater", "own model"}))
     said = []
     if measured.fleiss is not None:
+        kappa = measured.fleiss
         said.append(
-            f"Fleiss κ of all raters: {measured.fleiss.value:.2f} ({measured.fleiss.low:.2f} to {measured.fleiss.high:.2f}), over {measured.fleiss.count:,} items."
+            f"Fleiss κ of all raters: {kappa.value:.2f} ({kappa.low:.2f} to {kappa.high:.2f}), over"
+            f" {kappa.count:,} items."
         )
     for rater in measured.raters:
         if rater.flips is not None and rater.prefers_first is not None and rater.prefers_second is not None:
@@ -120,7 +122,7 @@ def _pair_row(pair: PairAgreement) -> list[str]:
 
 
 def _rater_row(rater: RaterReport) -> list[str]:
-    own = "" if rater.own is None or rater.own_share is None else f"{rater.own}\n{rater.own_share.value:.0%} of points"
+    own = "" if rater.own is None or rater.own_share is None else f"{rater.own}\ngets {rater.own_share.value:.0%}"
     return [
         rater.rater,
         f"{rater.verdicts:,}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,28 +172,37 @@ def rank(
             if not pair.told_apart:
                 untold[one].append(other)
                 untold[other].append(one)
-    played = np.bincount(matches.first, minlength=count) + np.bincount(matches.second, minlength=count)
-    rows = {model: place for place, model in enumerate(order)}
-    standings = tuple(
-        Standing(
-            models[model],
-            float(point[model]),
-            float(ends[0][model]),
-            float(ends[1][model]),
-            int(played[model]),
-            tuple(models[other] for other in sorted(untold[model], key=rows.__getitem__)),
-        )
-        for model in order
-    )
     return Ranking(
         method=method,
-        standings=standings,
+        standings=_standings(matches, point, ends, order, untold),
         pairs=tuple(pairs),
         matches=len(matches),
         prompts=matches.prompt_count,
         dropped=matches.dropped,
         shown_first_share=float(matches.points.mean()),
         notes=(*notes, *_remarks(matches)),
+    )
+
+
+def _standings(
+    matches: Matches,
+    point: Numbers,
+    ends: tuple[Numbers, Numbers],
+    order: Sequence[int],
+    untold: Mapping[int, Sequence[int]],
+) -> tuple[Standing, ...]:
+    models, places = matches.models, {model: place for place, model in enumerate(order)}
+    played = np.bincount(matches.first, minlength=len(models)) + np.bincount(matches.second, minlength=len(models))
+    return tuple(
+        Standing(
+            models[model],
+            float(point[model]),
+            float(ends[0][model]),
+            float(ends[1][model]),
+            int(played[model]),
+            tuple(models[other] for other in sorted(untold[model], key=places.__getitem__)),
+        )
+        for model in order
     )
 
 

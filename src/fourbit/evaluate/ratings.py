@@ -84,7 +84,7 @@ def read_ratings(
         records = read_records(file)
         for record, place in zip(records.rows, records.places, strict=True):
             for rating in _ratings(record, file, place):
-                if "answer1_id" in record and "first" not in record:
+                if not {"first", "second"} <= record.keys() and {"answer1_id", "answer2_id"} <= record.keys():
                     ids = str(record["answer1_id"]), str(record["answer2_id"])
                     reviews[len(found)] = Review(*ids, rating.first, rating.second, file)
                 found.append(rating)
