@@ -14,7 +14,22 @@ from typing import Annotated
 import typer
 
 import fourbit
-from fourbit.cli import agreement, bench, chat, data, demo, doctor, elo, errors, generate, output, plan, quantize, train
+from fourbit.cli import (
+    agreement,
+    bench,
+    chat,
+    data,
+    demo,
+    doctor,
+    elo,
+    errors,
+    generate,
+    judge,
+    output,
+    plan,
+    quantize,
+    train,
+)
 from fourbit.cli import eval as scores
 
 __all__ = ["app", "run"]
@@ -36,6 +51,7 @@ app.command()(generate.generate)
 app.add_typer(scores.app, name="eval")
 app.command()(elo.elo)
 app.command()(agreement.agreement)
+app.command()(judge.judge)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
 
@@ -65,7 +81,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     command = typer.main.get_command(app)
     _end_as_by_ctrl_c(signal.SIGTERM)
     try:
-        code = command.main(args=given or ["--help"], prog_name="fourbit", standalone_mode=False)
+        # what was given is kept for a verb that has to name the command which goes on
+        code = command.main(args=given or ["--help"], prog_name="fourbit", standalone_mode=False, obj=tuple(given))
     except (Exception, KeyboardInterrupt) as error:
         code, message = errors.explain(error)
         output.complain(message)
