@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from fourbit.errors import InputError
 from fourbit.evaluate.judge.endpoint import Endpoint, Fatal, Refused, Transient
@@ -136,10 +137,12 @@ class _Asking:
         self._waits = 0
         self._began = time.monotonic()
         self._answered_at = 0.0
+        self._workers: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
-        workers = [asyncio.ensure_future(self._work()) for _ in range(min(self._pace.concurrency, self._total))]
-        self._workers = workers
+        self._workers = workers = [
+            asyncio.ensure_future(self._work()) for _ in range(min(self._pace.concurrency, self._total))
+        ]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -149,8 +152,9 @@ class _Asking:
 
     @contextmanager
     def stopping_on_signals(self) -> Iterator[None]:
-        """Ctrl-C ends the run when what is under way, and will be charged, has come in; a second one ends it at once."""
-        loop, before = asyncio.get_running_loop(), {}
+        """Ctrl-C ends the run when what is under way, and will be charged, has come in; a second one does at once."""
+        loop = asyncio.get_running_loop()
+        before: dict[signal.Signals, Any] = {}
         with suppress(NotImplementedError, ValueError, RuntimeError):  # Windows; not the main thread
             for number in (signal.SIGINT, signal.SIGTERM):
                 handler = signal.getsignal(number)
@@ -287,7 +291,7 @@ class _Asking:
         if failure.retry_after_s is not None:
             self._not_before = max(self._not_before, time.monotonic() + failure.retry_after_s)
             return failure.retry_after_s  # it is meant for all of us
-        longest = self._pace.backoff_s * min(2 ** min(tries - 1, 30), LONGEST_BACKOFF)
+        longest: float = self._pace.backoff_s * min(2.0 ** min(tries - 1, 30), LONGEST_BACKOFF)
         return longest * random.uniform(0.5, 1.0)
 
     async def _until_allowed(self) -> None:

@@ -108,7 +108,7 @@ class Endpoint:
             raise MissingExtra("Judging needs openai; install it with `pip install 'fourbit[eval]'`.") from error
         self._openai = openai
         self._address, self._settings, self._timeout_s = address, settings, timeout_s
-        self._client = openai.AsyncOpenAI(
+        self._client: Any = openai.AsyncOpenAI(
             base_url=address.url,
             api_key=address.key or "none",
             max_retries=0,  # asking.py tries again, as it counts what each try may cost
@@ -221,11 +221,21 @@ class Endpoint:
             ) from error
         if isinstance(text, list):  # some servers answer in parts
             text = "".join(str(part.get("text", "")) for part in text if isinstance(part, Mapping))
-        usage = found.get("usage")
-        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
-        counted = len(counts) == 2 and all(type(count) is int and 0 <= count < 10**9 for count in counts)
-        prompt, completion = counts if counted else most
-        return Reply(str(text), finish if isinstance(finish, str) else None, prompt, completion, counted, seconds)
+        counts = _counts(found.get("usage"))
+        prompt, completion = counts or most
+        return Reply(
+            str(text), finish if isinstance(finish, str) else None, prompt, completion, counts is not None, seconds
+        )
+
+
+def _counts(usage: object) -> tuple[int, int] | None:
+    """The tokens that a server counted; None where it says nothing that can be."""
+    if not isinstance(usage, Mapping):
+        return None
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if type(prompt) is not int or type(completion) is not int:
+        return None
+    return (prompt, completion) if 0 <= prompt < 10**9 and 0 <= completion < 10**9 else None
 
 
 def _never_arrived(error: BaseException) -> bool:

@@ -160,14 +160,13 @@ class Job:
         Raises:
             InputError: see `Store`, `Endpoint`.
         """
-        endpoint_for = lambda: Endpoint(address, self.settings, timeout_s=timeout_s)  # noqa: E731
         with Store(self.cache) as store:
             known = store.replies(request.key for request in self.requests)
             budget = self._budget(store, known)
             missing = self._missing(known)
 
             async def ask() -> Asked:
-                async with endpoint_for() as endpoint:
+                async with Endpoint(address, self.settings, timeout_s=timeout_s) as endpoint:
                     return await ask_all(
                         missing,
                         endpoint,

@@ -5,10 +5,10 @@ length, and the preference is read off where that is zero:
 
     logit P(the pair's first system is preferred) = θ + γ tanh(d / s) + δ o
 
-d is the difference in characters, s the root of its mean square, o is 1 where the first system is shown first and -1 where
-it is shown second. A tie is half a win. σ(θ) is the controlled share of points; γ says how much length is worth. A small
-ridge keeps θ finite where one system wins everything. What cannot be told apart: if one system's answers are longer on
-every prompt, length and system are one, and the interval is as wide as it then must be.
+d is the difference in characters, s the root of its mean square, o is 1 where the first system is shown first and -1
+where it is shown second. A tie is half a win. σ(θ) is the controlled share of points; γ says how much length is worth.
+A small ridge keeps θ finite where one system wins everything. What cannot be told apart: if one system's answers are
+longer by as much on every prompt, length and system are one, and the interval is as wide as it then must be.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fourbit.errors import InputError
 
@@ -144,7 +145,7 @@ class Store:
             return sqlite3.connect(self.path, timeout=1.0)
         if not self.path.exists():
             return sqlite3.connect(":memory:")
-        return sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True, timeout=1.0)
+        return sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=rw", uri=True, timeout=1.0)
 
     def _check(self, read_only: bool) -> None:
         run = self._connection.execute
@@ -168,7 +169,7 @@ class Store:
                 run(statement)
         run("COMMIT")
 
-    def _select(self, query: str, keys: list[str]) -> list[tuple[object, ...]]:
+    def _select(self, query: str, keys: list[str]) -> list[Any]:
         with self._explained():
             marks = ", ".join("?" * len(keys))
             return self._connection.execute(f"{query} WHERE key IN ({marks})", keys).fetchall()

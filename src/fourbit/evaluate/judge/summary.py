@@ -42,7 +42,8 @@ def _pair(pair: tuple[str, str], judgements: Sequence[Judgement], mode: str) -> 
 
     Returns:
         wins, ties, losses, unparsed; the same in `orders` for each order of presentation; share: of the points, a tie
-        being half a one, with low and high over prompts; length_controlled: see `control_length`; in score mode `scores`.
+        being half a one, with low and high over prompts; length_controlled: see `control_length`; in score mode also
+        `scores`.
     """
     parsed = [judgement for judgement in judgements if judgement.verdict.label != -1]
     found: dict[str, Any] = {"first": pair[0], "second": pair[1], **_counts(judgements)}

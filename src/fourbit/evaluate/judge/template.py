@@ -39,7 +39,7 @@ class Template:
         All places are filled in one pass, so that what looks like a place inside an answer stays as it is. The mark
         that fences the material off depends on all of it: no answer can know it.
         """
-        whole = "\0".join((question, first, second))
+        whole = f"{question}\0{first}\0{second}"
         fence = hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:10]
         values = {"question": question, "first": first, "second": second, "fence": fence}
         return [{"role": role, "content": _fill(text, values)} for role, text in self.sections]
