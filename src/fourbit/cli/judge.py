@@ -112,7 +112,7 @@ def judge(
             cache=cache,
             overwrite=overwrite,
         )
-        pace = Pace(concurrency, backoff, patience)
+        pace = Pace(concurrency, backoff, patience, timeout)
         known, forecast, budget = job.look(concurrency)
         keys = _plan_keys(job, len(known), forecast, budget)
         if dry_run:
@@ -122,7 +122,7 @@ def judge(
         for sentence in (*job.sentences, _forecast_sentence(job, forecast)):
             _say(sentence)
         with output.progress() as progress:
-            judged = job.run(address, pace=pace, timeout_s=timeout, partial=partial, progress=progress, say=_say)
+            judged = job.run(address, pace=pace, partial=partial, progress=progress, say=_say)
         _explain(job, judged, shlex.join(("fourbit", *context.obj)))
         keys = _keys(job, judged)
         show(keys, lambda: _table(job, keys))

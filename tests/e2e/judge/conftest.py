@@ -72,6 +72,8 @@ def judge(server: Any, tmp_path: Path, fourbit_here: Callable[..., Any]) -> Call
 
     def run(*arguments: str | Path) -> Any:
         given = ["judge", *arguments, "--model", "toy", "--base-url", server.url, "--backoff", "0.002", "--json"]
+        if "--patience" not in arguments:
+            given += ["--patience", "20"]
         if "--output" not in arguments:
             given += ["--output", tmp_path / "ratings.jsonl"]
         return fourbit_here(*given)

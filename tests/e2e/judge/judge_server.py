@@ -147,7 +147,9 @@ class JudgeServer:
 
     def _complete(self, request: Any, prompt: str) -> None:
         reply = self.answer(prompt)
-        found: dict[str, Any] = {"choices": [{"message": {"role": "assistant", "content": reply}, "finish_reason": "stop"}]}
+        found: dict[str, Any] = {
+            "choices": [{"message": {"role": "assistant", "content": reply}, "finish_reason": "stop"}]
+        }
         if (usage := self.usage(prompt, reply)) is not None:
             found["usage"] = usage
         if not self._alive:
@@ -162,7 +164,11 @@ class JudgeServer:
 
 def _send(request: Any, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
     request.send_response(status)
-    for name, value in {"Content-Length": str(len(body)), "Content-Type": "application/json", **(headers or {})}.items():
+    for name, value in {
+        "Content-Length": str(len(body)),
+        "Content-Type": "application/json",
+        **(headers or {}),
+    }.items():
         request.send_header(name, value)
     request.end_headers()
     request.wfile.write(body)

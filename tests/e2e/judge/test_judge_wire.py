@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,7 +37,7 @@ def test_ratings_of_both_orders(server: Any, answers: Run, judge: Run, tmp_path:
     # a judge that knows what it wants: the answer of b, unless a stands first on an even prompt
     def answer(prompt: str) -> str:
         first_is_a = prompt.index("says a.") < prompt.index("says b.")
-        even = int(prompt.split("What is ")[1].split()[0]) % 2 == 0
+        even = int(prompt.split("What is ")[1].split(maxsplit=1)[0]) % 2 == 0
         return f"Verdict: {(1 if even else 2) if first_is_a else 1}"
 
     server.answer = answer
@@ -116,7 +117,7 @@ def test_a_pause_that_the_server_asks_for_is_kept_by_all(server: Any, answers: R
     server.behave = behave
     assert judge(*answers("a", "b", prompts=4), "--concurrency", "2").code == 0
     # those that were sent before the pause was asked for may come; then nothing for its length
-    pauses = [later - sooner for sooner, later in zip(times, times[1:], strict=False)]
+    pauses = [later - sooner for sooner, later in pairwise(times)]
     assert max(pauses) > 0.25
     everything_once(server, 8)
 
@@ -158,7 +159,7 @@ def test_a_server_that_dies_and_comes_back(server: Any, answers: Run, judge: Run
 
 
 def test_a_server_that_stays_dead(server: Any, answers: Run, judge: Run, tmp_path: Path) -> None:
-    server.on_paid = lambda key: setattr(server, "behave", lambda number, prompt: "error") if len(server.paid) > 6 else None
+    server.behave = lambda number, prompt: "error" if len(server.paid) > 6 else "ok"
     paths = answers("a", "b")
     done = judge(*paths, "--patience", "0.2", "--concurrency", "2")
     assert done.code == 2
@@ -271,7 +272,9 @@ def test_a_limit_by_its_new_name(server: Any, answers: Run, judge: Run) -> None:
 
 
 def test_one_refused_question(server: Any, answers: Run, judge: Run, tmp_path: Path) -> None:
-    too_long = {"error": {"message": "This model's maximum context length is 9 tokens.", "code": "context_length_exceeded"}}
+    too_long = {
+        "error": {"message": "This model's maximum context length is 9 tokens.", "code": "context_length_exceeded"}
+    }
     server.behave = lambda number, prompt: (400, too_long) if "What is 3 and" in prompt else "ok"
     paths = answers("a", "b")
     done = judge(*paths, "--concurrency", "2")
@@ -297,7 +300,7 @@ def test_a_key_goes_only_where_it_is_meant_to(
     server.behave = lambda number, prompt: (401, {"error": {"message": "Incorrect API key provided: sk-mine."}})
     done = judge(*paths, "--api-key-env", "MY_KEY", "--cache", "other.sqlite", "--temperature", "0")
     assert server.headers[-1]["Authorization"] == "Bearer sk-mine"
-    assert "MY_KEY" in done.complaint.splitlines()[-1] if done.err.count("\n") == 1 else "MY_KEY" in done.err
+    assert "MY_KEY" in done.err
     assert "sk-mine" not in done.err
 
 
@@ -313,14 +316,17 @@ def test_only_one_at_a_time_on_a_cache(server: Any, answers: Run, judge: Run, tm
 def command(paths: list[Path], port: int, output: Path) -> list[str]:
     return [
         sys.executable, "-m", "fourbit", "judge", *map(str, paths), "--model", "toy",
-        "--base-url", f"http://127.0.0.1:{port}/v1", "--output", str(output), "--backoff", "0.002", "--concurrency", "4",
+        "--base-url", f"http://127.0.0.1:{port}/v1", "--output", str(output),
+        "--backoff", "0.002", "--concurrency", "4",
     ]  # fmt: skip
 
 
 def test_ctrl_c_waits_for_what_is_paid(server: Any, answers: Run, tmp_path: Path) -> None:
     server.behave = lambda number, prompt: "slow"
     output = tmp_path / "ratings.jsonl"
-    with subprocess.Popen(command(answers("a", "b"), server.port, output), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command(answers("a", "b"), server.port, output), stderr=subprocess.PIPE, text=True
+    ) as process:
         while server.seen < 9:
             assert process.poll() is None
             time.sleep(0.005)
@@ -345,9 +351,9 @@ def test_ctrl_c_waits_for_what_is_paid(server: Any, answers: Run, tmp_path: Path
 def test_killed_together_with_the_server(answers: Run, tmp_path: Path) -> None:
     log, output = tmp_path / "paid.log", tmp_path / "ratings.jsonl"
     cache = tmp_path / "ratings.jsonl.cache.sqlite"
-    paths = answers("a", "b", prompts=24)
+    paths = answers("a", "b", prompts=16)
     asked_again: set[str] = set()
-    for attempt in range(4):
+    for attempt in range(3):
         log.touch()
         already = log.read_text().split()
         serving = [sys.executable, str(SERVER), "0", str(log), "0.3"]
@@ -355,7 +361,7 @@ def test_killed_together_with_the_server(answers: Run, tmp_path: Path) -> None:
             assert server.stdout is not None
             port = int(server.stdout.readline())
             with subprocess.Popen(command(paths, port, output), stderr=subprocess.PIPE, text=True) as process:
-                if attempt < 3:
+                if attempt < 2:
                     while process.poll() is None and len(log.read_text().split()) < len(already) + 9:
                         time.sleep(0.01)
                     process.kill()
@@ -371,8 +377,8 @@ def test_killed_together_with_the_server(answers: Run, tmp_path: Path) -> None:
         # at most the four that were under way at each kill were charged for and never seen
         assert 0 <= len(set(paid)) - kept <= 4
         asked_again |= set(paid[len(already) :]) & set(already)
-    assert len(records(output)) == 48
+    assert len(records(output)) == 32
     counts = Counter(log.read_text().split())
-    assert len(counts) == 48
+    assert len(counts) == 32
     assert set(counts.values()) <= {1, 2}
-    assert sum(counts.values()) - 48 == len(asked_again) <= 3 * 4
+    assert sum(counts.values()) - 32 == len(asked_again) <= 2 * 4

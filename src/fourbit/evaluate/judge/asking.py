@@ -36,11 +36,13 @@ class Pace:
         concurrency: questions at a time.
         backoff_s: the first wait after a failure; it doubles each time, up to LONGEST_BACKOFF times this.
         patience_s: how long a question may go on failing; longer than a server's restart, or a rate limit's minute.
+        timeout_s: for one reply, from the first byte sent to the last received.
     """
 
     concurrency: int = 8
     backoff_s: float = 1.0
     patience_s: float = 600.0
+    timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
@@ -48,6 +50,8 @@ class Pace:
         for name, value in (("first wait", self.backoff_s), ("patience", self.patience_s)):
             if not 0 <= value < float("inf"):
                 raise InputError(f"The {name} is {value} s; it must be 0 or more.")
+        if not 0 < self.timeout_s < float("inf"):
+            raise InputError(f"The time-out is {self.timeout_s} s; it must be more than 0.")
 
 
 @dataclass

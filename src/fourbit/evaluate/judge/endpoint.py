@@ -68,7 +68,7 @@ class Address:
     key_name: str
 
     @classmethod
-    def find(cls, url: str | None, key_name: str | None, environment: Mapping[str, str] = os.environ) -> Address:
+    def find(cls, url: str | None, key_name: str | None) -> Address:
         """From a URL and the name of an environment variable, or their defaults.
 
         The key in OPENAI_API_KEY goes to OpenAI, or to OPENAI_BASE_URL, which is set beside it. Another server gets one
@@ -77,6 +77,7 @@ class Address:
         Raises:
             InputError: no URL, or no key where one is needed.
         """
+        environment = os.environ
         found = url or environment.get("OPENAI_BASE_URL") or OPENAI
         parts = urlsplit(found)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -100,8 +101,6 @@ class Endpoint:
     """
 
     def __init__(self, address: Address, settings: Settings, *, timeout_s: float) -> None:
-        if not timeout_s > 0 or math.isinf(timeout_s):
-            raise InputError(f"The time-out is {timeout_s} s; it must be more than 0.")
         try:
             import openai
         except ModuleNotFoundError as error:

@@ -146,7 +146,6 @@ class Job:
         address: Address,
         *,
         pace: Pace | None = None,
-        timeout_s: float = 120.0,
         partial: bool = False,
         progress: Progress = lambda what, done, total: None,
         say: Callable[[str], None] = lambda sentence: None,
@@ -155,25 +154,25 @@ class Job:
 
         Args:
             partial: write them also where some are missing.
-            timeout_s: for one reply, from the first byte sent to the last received.
 
         Raises:
             InputError: see `Store`, `Endpoint`.
         """
+        pace = pace or Pace()
         with Store(self.cache) as store:
             known = store.replies(request.key for request in self.requests)
             budget = self._budget(store, known)
             missing = self._missing(known)
 
             async def ask() -> Asked:
-                async with Endpoint(address, self.settings, timeout_s=timeout_s) as endpoint:
+                async with Endpoint(address, self.settings, timeout_s=pace.timeout_s) as endpoint:
                     return await ask_all(
                         missing,
                         endpoint,
                         store,
                         budget,
                         settings=self.settings,
-                        pace=pace or Pace(),
+                        pace=pace,
                         partial=partial,
                         progress=progress,
                         say=say,
