@@ -104,7 +104,7 @@ class JudgeServer:
         with self._lock:
             number, self.seen = self.seen, self.seen + 1
             self.bodies.append(body)
-            self.headers.append(dict(request.headers))
+            self.headers.append({name.lower(): value for name, value in request.headers.items()})
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
         try:

@@ -299,7 +299,7 @@ def test_a_key_goes_only_where_it_is_meant_to(
     assert not any("sk-" in str(headers) for headers in server.headers)
     server.behave = lambda number, prompt: (401, {"error": {"message": "Incorrect API key provided: sk-mine."}})
     done = judge(*paths, "--api-key-env", "MY_KEY", "--cache", "other.sqlite", "--temperature", "0")
-    assert server.headers[-1]["Authorization"] == "Bearer sk-mine"
+    assert server.headers[-1]["authorization"] == "Bearer sk-mine"
     assert "MY_KEY" in done.err
     assert "sk-mine" not in done.err
 
