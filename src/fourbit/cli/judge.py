@@ -86,7 +86,7 @@ def judge(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask nothing; only say what it would cost.")] = False,
     as_json: output.AsJson = False,
 ) -> None:
-    """Let a language model judge pairs of answers, each pair in both orders.
+    """Let a language model judge pairs of answers, in both orders.
 
     Every reply is kept as soon as it is there: after an interruption the same command asks only for what is missing,
     and no reply is paid for twice. The estimate takes four bytes of text for a token.

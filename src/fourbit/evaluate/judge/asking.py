@@ -293,8 +293,9 @@ class _Asking:
     def _wait(self, failure: Transient, tries: int) -> float:
         """Seconds until the next try: what the server asks for, or twice the last wait, less a random part."""
         if failure.retry_after_s is not None:
-            self._not_before = max(self._not_before, time.monotonic() + failure.retry_after_s)
-            return failure.retry_after_s  # it is meant for all of us
+            wait = max(failure.retry_after_s, self._pace.backoff_s)  # "at once" would be an endless rush
+            self._not_before = max(self._not_before, time.monotonic() + wait)  # it is meant for all of us
+            return wait
         longest: float = self._pace.backoff_s * min(2.0 ** min(tries - 1, 30), LONGEST_BACKOFF)
         return longest * random.uniform(0.5, 1.0)
 
