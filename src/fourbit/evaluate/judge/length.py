@@ -7,8 +7,9 @@ length, and the preference is read off where that is zero:
 
 d is the difference in characters, s the root of its mean square, o is 1 where the first system is shown first and -1
 where it is shown second. A tie is half a win. σ(θ) is the controlled share of points; γ says how much length is worth.
-A small ridge keeps θ finite where one system wins everything. What cannot be told apart: if one system's answers are
-longer by as much on every prompt, length and system are one, and the interval is as wide as it then must be.
+A small ridge keeps the fit finite where one system, or the longer answer, wins everything. If one system's answers are
+longer by as much on every prompt, length and system are one: then there is no result, and where it is nearly so, the
+interval is wide.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ __all__ = ["Controlled", "control_length"]
 
 Array = NDArray[np.float64]
 
-RIDGE = np.array([0.01, 0.5, 0.5])
-"""Of θ, γ and δ: one observation more or less."""
+RIDGE = 0.01
+"""A twenty-fifth of what one observation tells at even odds."""
+
+LEAST_DEVIATION = 0.05
+"""Of tanh(d / s); below it the ridge, and not the data, would divide the result between length and system."""
 
 STEPS = 25
 
@@ -53,7 +57,7 @@ def control_length(
     samples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> Controlled:
+) -> Controlled | None:
     """Fit the model of this module.
 
     Args:
@@ -61,9 +65,14 @@ def control_length(
         difference: [n] its answer's length less the other's.
         order: [n] 1 where it is shown first, -1 where it is shown second.
         prompts: [n] number of the prompt, from 0; prompts are what is resampled.
+
+    Returns:
+        None where the difference in length is the same everywhere, and not zero.
     """
     scale = float(np.sqrt(np.mean(difference**2)))
     z = np.tanh(difference / scale) if scale else np.zeros_like(difference)
+    if scale and z.std() < LEAST_DEVIATION:
+        return None
     design = np.stack([np.ones_like(points), z, order], axis=1)
     count = int(prompts.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
@@ -81,7 +90,7 @@ def _fit(design: Array, points: Array, weights: Array) -> Array:
         chance = 1 / (1 + np.exp(-np.clip(fitted @ design.T, -30, 30)))
         gradient = (weights * (points - chance)) @ design - RIDGE * fitted
         curvature = np.einsum("sn,ni,nj->sij", weights * chance * (1 - chance), design, design, optimize=True)
-        step = np.linalg.solve(curvature + np.diag(RIDGE), gradient[..., None])[..., 0]
+        step = np.linalg.solve(curvature + RIDGE * np.eye(3), gradient[..., None])[..., 0]
         fitted = fitted + np.clip(step, -2, 2)  # the first steps of a nearly separable fit are too long
         if np.abs(step).max() < 1e-9:
             break

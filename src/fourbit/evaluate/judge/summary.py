@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -58,12 +59,7 @@ def _pair(pair: tuple[str, str], judgements: Sequence[Judgement], mode: str) -> 
         difference = np.array([_longer_by(judgement) for judgement in parsed])
         order = np.array([1.0 if judgement.request.order == 1 else -1.0 for judgement in parsed])
         controlled = control_length(points, difference, order, _prompt_numbers(parsed))
-        found["length_controlled"] = {
-            "share": controlled.share,
-            "low": controlled.low,
-            "high": controlled.high,
-            "length_effect": controlled.length_effect,
-        }
+        found["length_controlled"] = None if controlled is None else asdict(controlled)
     if mode == "scores":
         found["scores"] = _scores(parsed)
     return found

@@ -85,6 +85,7 @@ def simulated(
 def test_length_control_finds_the_preference_behind_the_length() -> None:
     found = simulated(np.random.default_rng(1), 3000, preference=0.0, by_length=1.5, longer=200.0)
     controlled = control_length(**found, samples=200)
+    assert controlled is not None
     assert found["points"].mean() > 0.58  # 0.5 and twelve standard errors: the raw result favours the longer one
     # logit 0 within 3 standard errors: sqrt(4 / 6000) = 0.026 logits without the covariates, twice that with them
     assert controlled.share == pytest.approx(0.5, abs=3 * 2 * 0.026 / 4)
@@ -103,14 +104,45 @@ def test_its_interval_covers() -> None:
             samples=200,
             seed=int(random.integers(1e9)),
         )
+        assert found is not None
         inside += found.low <= truth <= found.high
     assert inside / 200 > 0.95 - 3 * np.sqrt(0.95 * 0.05 / 200)
 
 
 def test_one_that_wins_everything_stays_finite() -> None:
     order = np.tile([1.0, -1.0], 20)
-    found = control_length(np.ones(40), np.full(40, 10.0), order, np.repeat(np.arange(20), 2), samples=50)
-    assert 0.5 < found.share < 1.0
-    equal = control_length(np.ones(40), np.zeros(40), order, np.repeat(np.arange(20), 2), samples=50)
+    prompts = np.repeat(np.arange(20), 2)
+    found = control_length(np.ones(40), np.where(prompts % 2, 100.0, -50.0), order, prompts, samples=50)
+    assert found is not None
+    assert 0.99 < found.share < 1.0
+    equal = control_length(np.ones(40), np.zeros(40), order, prompts, samples=50)
+    assert equal is not None
     assert 0.99 < equal.share < 1.0
     assert equal.length_effect == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_judge_of_length_is_seen_through(judgement: Make) -> None:
+    """It takes the longer answer nine times out of ten, whosever it is; that of a is the longer two times out of three."""
+    judgements = []
+    for n in range(60):
+        longer = n % 3 > 0
+        wins = longer != (n // 3 % 10 == 0)
+        for order in (1, 2):
+            said = f"Verdict: {1 if wins == (order == 1) else 2}"
+            judgements.append(judgement(n, order, said, (200, 100) if longer else (100, 200)))
+    (pair,) = summarize(judgements, mode="verdict")["pairs"]
+    assert pair["share"] == pytest.approx((40 * 0.9 + 20 * 0.1) / 60)
+    # the likelihood is greatest at θ = 0; the ridge of a hundredth on γ = ln 9 / tanh 1 = 2.9 moves it by less
+    controlled = pair["length_controlled"]
+    assert controlled["share"] == pytest.approx(0.5, abs=0.005)
+    assert controlled["length_effect"] == pytest.approx(np.log(9) / np.tanh(1), abs=0.02)
+
+
+def test_where_length_and_system_are_one_there_is_no_result() -> None:
+    order, prompts = np.tile([1.0, -1.0], 40), np.repeat(np.arange(40), 2)
+    points = np.random.default_rng(3).integers(0, 2, 80).astype(np.float64)
+    assert control_length(points, np.full(80, 10.0), order, prompts) is None
+    nearly = np.repeat(np.random.default_rng(4).normal(10.0, 1.5, 40), 2)
+    found = control_length(points, nearly, order, prompts, samples=200)
+    assert found is not None
+    assert found.high - found.low > 0.6
