@@ -34,8 +34,9 @@ _MARKS = str.maketrans("", "", "*_`#$")
 _NUMBER = r"(\d{1,3}(?:\.\d{1,4})?)(?![\d.]*\d)"
 _OUT_OF = r"(?:\s*/\s*10(?:\.0+)?(?!\d)|\s+out\s+of\s+(?:10|ten)\b)?"
 _TWO = re.compile(
-    rf"^{_BEFORE}*?{_NUMBER}{_OUT_OF}(?:\s*[,;|&/]\s*|\s+(?:and\s+)?){_NUMBER}{_OUT_OF}\W*$", flags=re.IGNORECASE
+    rf"^{_BEFORE}*?{_NUMBER}{_OUT_OF}(?:\s*[,;|&]\s*|\s+(?:and\s+)?){_NUMBER}{_OUT_OF}\W*$", flags=re.IGNORECASE
 )
+_EACH = re.compile(rf"\b{_NOUN}\s+([12])\s*[:=]\s*{_NUMBER}{_OUT_OF}(?=\s*(?:[^\w\s/%.]|\.?$))", flags=re.IGNORECASE)
 _SCORES = re.compile(r"\bscores?\b\W{0,4}[:=]\s*(.*)$", flags=re.IGNORECASE)
 
 
@@ -52,7 +53,8 @@ def read_reply(reply: str, mode: str) -> Verdict:
 
     A verdict is `Verdict: 1`, 2 or 3 (the last such line counts), `[[A]]`, `[[B]]` or `[[C]]`, a JSON object with
     `verdict`, or a last line that is nothing but the label. Scores are `Scores: 8 7.5` (the last such line), a JSON
-    object with `scores`, or two numbers alone on the first or last line; 0 to 10 each. What a model thinks aloud in
+    object with `scores`, or two numbers alone on the last line, the first, or the only such one, or
+    `Answer 1: 8` and `Answer 2: 7`; 0 to 10 each. What a model thinks aloud in
     <think> does not count, and neither does a line that names two labels.
     """
     said = _THOUGHT.sub("", reply)
@@ -89,22 +91,26 @@ def _label(text: str) -> int:
 
 
 def _read_scores(said: str, lines: list[str]) -> Verdict:
-    named = [found[1] for line in lines if (found := _SCORES.search(line))]
+    named = [found[1] for line in lines if (found := _SCORES.search(line)) and found[1].strip()]
     value = _json(said, "scores")
+    alone = [line for line in lines if _TWO.match(line)]
     if named:
         candidates = [named[-1]]
     elif isinstance(value, list):
         candidates = [" ".join(map(str, value))]
     else:
-        candidates = [lines[-1], lines[0]]
+        candidates = [line for line in (lines[-1], lines[0]) if line in alone] or (alone if len(alone) == 1 else [])
     for text in candidates:
         if found := _TWO.match(text):
-            first, second = float(found[1]), float(found[2])
-            if max(first, second) > TOP_SCORE:
-                break
-            label = TIE if first == second else FIRST if first > second else SECOND
-            return Verdict(label, (first, second))
-    return Verdict(UNPARSED)
+            return _scored(float(found[1]), float(found[2]))
+    each = {which: float(score) for line in lines for which, score in _EACH.findall(line)}
+    return _scored(each["1"], each["2"]) if len(each) == 2 else Verdict(UNPARSED)
+
+
+def _scored(first: float, second: float) -> Verdict:
+    if max(first, second) > TOP_SCORE:
+        return Verdict(UNPARSED)
+    return Verdict(TIE if first == second else FIRST if first > second else SECOND, (first, second))
 
 
 def _json(said: str, key: str) -> object:

@@ -122,7 +122,7 @@ def test_one_that_wins_everything_stays_finite() -> None:
 
 
 def test_a_judge_of_length_is_seen_through(judgement: Make) -> None:
-    """It takes the longer answer nine times out of ten, whosever it is; that of a is the longer two times out of three."""
+    """It takes the longer answer nine times out of ten; that of a is the longer two times out of three."""
     judgements = []
     for n in range(60):
         longer = n % 3 > 0

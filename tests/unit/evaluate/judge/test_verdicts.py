@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, example, given
@@ -61,10 +63,18 @@ def test_verdicts(reply: str, label: int) -> None:
         ("Score: 8 out of 10, 7 out of ten", (8.0, 7.0)),
         ("9 8.5\nBoth answers are good.", (9.0, 8.5)),
         ("Both answers are good.\n10 0", (10.0, 0.0)),
+        ("First I solve it: 4.\n\n9 3\n\nAnswer 1 is right.", (9.0, 3.0)),
+        ("4 4\nand so\n5 5\nand so on", (4.0, 4.0)),
+        ("Scores:\nAssistant 1: 10 (right)\nAssistant 2: 2.5/10\nThe first is better.", (10.0, 2.5)),
+        ("Scores: Answer 1: 9, Answer 2: 8.", (9.0, 8.0)),
+        ("Answer 1: 50%\nAnswer 2: 8", None),
+        ("Answer 1: 5 apples\nAnswer 2: 8", None),
+        ("First\n4 4\n5 5\nand so on", None),
         ('{"scores": [3, 4]}', (3.0, 4.0)),
         ("Scores: 11 2", None),
         ("Scores: -8 7", None),
         ("Scores: 8", None),
+        ("Answer 1 is bad. Score: 2/10\nAnswer 2 is good. Score: 10/10", None),
         ("Scores: 8 7 6", None),
         ("Scores: X Y", None),
         ("Scores: 8 1e9", None),
@@ -117,3 +127,18 @@ def test_a_long_reply_is_read_in_time(piece: str, mode: str) -> None:
     began = time.process_time()
     read_reply(piece * (100_000 // len(piece)), mode)
     assert time.process_time() - began < 1.0  # it takes 0.05 s at most; a quadratic pattern would take minutes
+
+
+def test_gpt4s_released_replies_are_read_as_the_authors_did(shared_data: Path) -> None:
+    """4,480 verdicts, all the same. Of 5,760 pairs of scores, none that both read differs, and few say it in prose."""
+    folder = shared_data / "chatbot-eval/ratings-gpt4/vicuna"
+    verdicts = [json.loads(line) for path in folder.glob("pairwise/*.jsonl") for line in path.read_text().splitlines()]
+    assert len(verdicts) == 4480
+    assert [read_reply(review["text"], "verdict").label for review in verdicts] == [each["score"] for each in verdicts]
+    scored = [json.loads(line) for path in folder.glob("relative*/*.jsonl") for line in path.read_text().splitlines()]
+    assert len(scored) == 5760
+    pairs = [(read_reply(review["text"], "scores").scores, tuple(review["score"])) for review in scored]
+    both = [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs != (-1, -1)]
+    assert all(ours == theirs for ours, theirs in both)
+    assert len(both) >= 5680
+    assert sum(ours is None for ours, _ in pairs) <= 25
