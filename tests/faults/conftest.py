@@ -21,6 +21,7 @@ import torch
 
 ZYGOTE = Path(__file__).with_name("zygote.py")
 MEASURED = {"seconds", "memory_bytes", "peak_bytes", "tokens_per_second", "eval_runtime", "training_seconds"}
+MEASURED |= {"planned_bytes", "planned_parts", "measured_parts"}  # the plan counts what the process holds already
 """What depends on the machine and the hour."""
 OF_THE_PART = {"resumed_from", "finished_at", "output", "config", "versions"}
 """What differs between folders, or tells of the last part of a run."""

@@ -51,11 +51,11 @@ def plan(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: output.AsJson = False,
 ) -> None:
-    """Tell what finetuning a model would hold at its peak, part by part, without reading a weight.
+    """Tell what memory finetuning a model would take, part by part.
 
-    Says what the largest batch and the longest sequences are that fit, and where nothing fits, which keys to add to
-    `fourbit train` so that it does. On a CPU it is the resident size of the process, Python and libraries included; on
-    a GPU what torch allocates, and beside it what the driver takes.
+    No weight is read. Says what the largest batch and the longest sequences are that fit, and where nothing fits, which
+    keys to add to `fourbit train` so that it does. On a CPU it is the resident size of the process, Python and
+    libraries included; on a GPU what torch allocates, and beside it what the driver takes.
     """
     with output.result(as_json) as show:
         short = {"per_device_train_batch_size": batch_size, "max_length": sequence_length, "lora_r": rank}

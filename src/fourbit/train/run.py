@@ -189,7 +189,7 @@ class _Run:
             trainer = self._make_trainer(model, stop)
             self._ask_mmlu(trainer)
             self.folder.begin(self.asked)
-            if (sentence := probe(trainer, self.material)) is not None:
+            if self.folder.checkpoint is None and (sentence := probe(trainer, self.material)) is not None:
                 self.tell(Said(sentence))
             self._ask_before(model)
             self._train(trainer)
