@@ -31,14 +31,16 @@ def folder(tmp_path: Path, stories_model: Path, shared_data: Path) -> Path:
     (tmp_path / "held-out.txt").write_text(stories[:4000], encoding="utf-8")
     rows = [{"prompt": f"Who is number {n}?", "completion": f"Number {n} is Lily."} for n in range(8)]
     (tmp_path / "conversations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ratings = [
-        {"id": n, "first": "ab"[n % 2], "second": "ba"[n % 2], "label": 1 + n % 3, "judge": "j"} for n in range(40)
-    ]
-    (tmp_path / "ratings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ratings))
     votes = "".join(f"{n},a,b,{'a' if n % 4 else 'tie'}\n" for n in range(40))
     (tmp_path / "votes.csv").write_text("question_id,model_a,model_b,winner\n" + votes)
     (tmp_path / "questions.jsonl").write_text('{"prompt": "Who is number 9?"}\n')
     return tmp_path
+
+
+def write_ratings(folder: Path) -> None:
+    """What the judge would have written, had it been asked for more than its price."""
+    rows = [{"id": n, "first": "ab"[n % 2], "second": "ba"[n % 2], "label": 1 + n % 3, "judge": "j"} for n in range(40)]
+    (folder / "ratings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def run(arguments: list[str], folder: Path) -> None:
@@ -67,6 +69,8 @@ def test_the_readme_in_its_order(folder: Path) -> None:
                 run(["make", "--dry-run", "--directory", str(ROOT), *line.split()[1:]], folder)
             elif line not in INSTALLS:
                 run(["bash", "-c", line], folder)
+                if line.startswith("fourbit judge "):
+                    write_ratings(folder)
     assert {"model-nf4", "adapter", "my-adapter", "answers.jsonl", "ranking.png"} <= {
         path.name for path in folder.iterdir()
     }

@@ -7,7 +7,8 @@ little too short for the next tensor of the same size until the small objects ar
 with checkpointing and many tokens by as much again as is alive.
 
 This plays that: best fit, neighbours joined, the top grows, and an end is free only `SETTLING` allocations after its
-tensor. `SETTLING` is the one number that was fitted (docs/log.md: eleven runs, each then within 6% of the whole peak).
+tensor. `SETTLING` is the one number that was fitted (docs/log.md: eleven runs, of which then
+ten were within 6% of the whole peak, and one at 10%).
 
 Source: malloc/malloc.c of glibc 2.36, `_int_memalign`.
 """
