@@ -66,7 +66,7 @@ def test_a_wrong_setting_is_named(name: str, fourbit_command: Run) -> None:
 def test_a_gpu_that_torch_does_not_use_is_told(fourbit_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fourbit.bench.environment.accelerators", lambda: ["NVIDIA L4"])
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("torch.__version__", "2.11.0+cpu")
+    monkeypatch.setattr("torch.__version__", torch.torch_version.TorchVersion("2.11.0+cpu"))
     done = fourbit_here("doctor", "--json")
     assert done.code == 0  # the CPU works
     [sentence] = json.loads(done.out)["advice"]
