@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-KILLS = int(os.environ.get("FOURBIT_FAULTS_KILLS", "5"))
+KILLS = int(os.environ.get("FOURBIT_FAULTS_KILLS", "3"))
 MOST_KILLS_OF_ONE_RUN = 12  # one that is always killed in its first step would never end
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
