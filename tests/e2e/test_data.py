@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def test_a_config_as_train_takes_it(fourbit_here: Run, flags: list[str | Path], 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_preview(fourbit_here: Run, flags: list[str | Path]) -> None:
+def test_a_preview(fourbit_here: Run, flags: list[str | Path], tmp_path: Path) -> None:
+    flags[-1] = shutil.copy(flags[-1], tmp_path / f"{'a-long-name-' * 12}.json")  # no line is broken for it
     done = fourbit_here("data", "preview", *flags, "--count", "2")
     assert done.code == 0, done.err
     assert done.out.count(" with loss\n") == 2

@@ -108,7 +108,7 @@ def preview(
     as_json: output.AsJson = False,
 ) -> None:
     """Show a few records token by token: what carries loss, what the template adds, what is cut off."""
-    with output.result(as_json) as show:
+    with output.result(as_json, wrap=False) as show:
         config = _read(arguments or [], model, data)
         from fourbit.data.lint import preview_data
         from fourbit.train.material import settle_tokenizer

@@ -30,8 +30,12 @@ LINE_SECONDS = 30.0
 
 
 @contextlib.contextmanager
-def result(as_json: bool) -> Iterator[Show]:
+def result(as_json: bool, *, wrap: bool = True) -> Iterator[Show]:
     """Keep stdout for the result: within the block, whatever libraries print goes to stderr.
+
+    Args:
+        as_json: print the keys, not the table.
+        wrap: break lines at the terminal's width; a text whose every character counts is left to the terminal.
 
     Yields:
         show(keys, table): prints `keys` as one JSON object, or what `table()` returns.
@@ -44,7 +48,7 @@ def result(as_json: bool) -> Iterator[Show]:
             else:
                 from rich.console import Console
 
-                Console(file=stdout, highlight=False).print(table())
+                Console(file=stdout, highlight=False).print(table(), soft_wrap=not wrap)
             stdout.flush()
 
         yield show
