@@ -2,9 +2,12 @@
 
 Each row is a process of its own: it loads a model with random weights from a folder, prepares it, puts an adapter on it
 and trains four steps, as a user's own loop would. The plan is made without that process, with what it held after its
-imports as the part of Python and libraries. The bar is a tenth of the peak.
+imports as the part of Python and libraries. The same run twice does not have the same peak, as the threads of oneDNN
+and the C library's heap meet differently; so each is run several times, and the median counts. The bar is a tenth.
 
-    python benchmarks/plan_cpu.py [--only NAME] [--json FILE]
+    python benchmarks/plan_cpu.py [--only NAME] [--repeats 3] [--write]
+
+`--write` leaves benchmarks/results/plan_cpu.json and the table of docs/memory.md.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,6 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "plan_cpu.json"
+PAGE = ROOT / "docs" / "memory.md"
+BEGIN, END = "<!-- written by benchmarks/plan_cpu.py -->", "<!-- end -->"
 BAR = 0.10
 STEPS = 4
 
@@ -91,56 +99,77 @@ def main() -> int:
     """Measure and print; the exit code is 1 if a row misses the bar."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="rows whose name holds this text")
-    parser.add_argument("--json", type=Path, help="where the rows go, with the machine and versions")
+    parser.add_argument("--repeats", type=int, default=3, help="processes of each row")
+    parser.add_argument("--write", action="store_true", help="leave the rows, and their table in the docs")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         print(json.dumps(_train(**json.loads(arguments.worker))))
         return 0
-    missed = 0
     rows = []
     with tempfile.TemporaryDirectory(prefix="fourbit-plan-") as folder:
         for row in GRID:
             if arguments.only and arguments.only not in row.name:
                 continue
-            found = measure(row, Path(folder))
+            found = measure(row, Path(folder), repeats=arguments.repeats)
             rows.append(found)
-            missed += abs(found["error"]) > BAR
+            peaks = ", ".join(f"{peak / 1e6:,.0f}" for peak in sorted(found["peaks"]))
             print(f"{found['error']:+6.1%}  planned {found['planned_bytes'] / 1e6:7,.0f} MB, measured"
-                  f" {found['measured_bytes'] / 1e6:7,.0f}  {row.name}", flush=True)  # fmt: skip
-    if arguments.json:
+                  f" {found['measured_bytes'] / 1e6:7,.0f} ({peaks})  {row.name}", flush=True)  # fmt: skip
+    if arguments.write:
         from fourbit.bench import environment
 
         result = {"bar": BAR, "steps": STEPS, "environment": environment.facts(), "rows": rows}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return int(missed > 0)
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(with_table(page, result), encoding="utf-8")
+    return int(any(abs(row["error"]) > BAR for row in rows))
 
 
-def measure(row: Row, folder: Path) -> dict[str, Any]:
-    """Train in a process of its own, then plan.
+def with_table(page: str, result: dict[str, Any]) -> str:
+    """The page, with the rows in place of what stood between its marks."""
+    lines = ["| shape, batch × length | planned, MB | measured, MB | of its runs | |", "|---|---:|---:|---:|---:|"]
+    for row in result["rows"]:
+        peaks = sorted(peak / 1e6 for peak in row["peaks"])
+        lines.append(
+            f"| {row['name']} | {row['planned_bytes'] / 1e6:,.0f} | {row['measured_bytes'] / 1e6:,.0f}"
+            f" | {peaks[0]:,.0f} to {peaks[-1]:,.0f} | {row['error']:+.1%} |"
+        )
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}"
+
+
+def measure(row: Row, folder: Path, *, repeats: int = 1) -> dict[str, Any]:
+    """Train in processes of its own, then plan.
 
     Args:
         folder: where models are written, once each.
+        repeats: processes, one after another.
     """
     from fourbit.memory.plan import Planner
 
     model = _model_folder(row.shape, folder)
     told = {"folder": str(model), "batch_size": row.batch_size, "sequence_length": row.sequence_length, **row.knobs}
     command = [sys.executable, __file__, "--worker", json.dumps(told)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{row.name} failed: {done.stderr.strip()[-500:]}")
-    measured = json.loads(done.stdout.strip().splitlines()[-1])
+    runs = []
+    for _ in range(repeats):
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{row.name} failed: {done.stderr.strip()[-500:]}")
+        runs.append(json.loads(done.stdout.strip().splitlines()[-1]))
+    peak = statistics.median(run["peak"] for run in runs)
     knobs = knobs_of(row)
-    plan = Planner(model, process_bytes=measured["imports"]).plan(knobs)
+    plan = Planner(model, process_bytes=round(statistics.median(run["imports"] for run in runs))).plan(knobs)
     return {
         "name": row.name,
         "knobs": knobs.to_dict(),
         "planned_bytes": plan.total_bytes,
-        "measured_bytes": measured["peak"],
-        "error": round(plan.total_bytes / measured["peak"] - 1, 4),
+        "measured_bytes": peak,
+        "peaks": [run["peak"] for run in runs],
+        "error": round(plan.total_bytes / peak - 1, 4),
         "parts": dict(plan.parts),
-        "measured": measured,
+        "threads": runs[0]["threads"],
     }
 
 
@@ -201,7 +230,6 @@ def _train(
     else:
         config = fourbit.QuantConfig(format=format, block_size=block_size, double_quant=double_quant)
         model = fourbit.load(folder, config, dtype=compute)
-    loaded = resident_bytes()
     fourbit.prepare(model, gradient_checkpointing=checkpointing)
     targets = target_modules if isinstance(target_modules, str) else list(target_modules)
     lora = peft.LoraConfig(r=rank, lora_alpha=16, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
@@ -221,7 +249,7 @@ def _train(
         torch.nn.utils.clip_grad_norm_(trained, 0.3)
         optimizer.step()
         optimizer.zero_grad()
-    return {"imports": imports, "loaded": loaded, "peak": peak_resident_bytes(), "threads": torch.get_num_threads()}
+    return {"imports": imports, "peak": peak_resident_bytes(), "threads": torch.get_num_threads()}
 
 
 if __name__ == "__main__":

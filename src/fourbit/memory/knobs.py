@@ -33,6 +33,7 @@ class Knobs:
         checkpointing: True, False or "offload"; see `fourbit.prepare`.
         optimizer: one of `OPTIMIZERS`.
         optimizer_budget_bytes: what a paged optimizer may keep on the device; None for all of its states.
+        master_weights: whether a paged optimizer keeps a 32-bit copy of each parameter among its states.
         vocabulary: tokens; None for what the model's configuration says.
         device: "cpu" or "cuda".
 
@@ -55,6 +56,7 @@ class Knobs:
     checkpointing: bool | Literal["offload"] = True
     optimizer: str = "adamw"
     optimizer_budget_bytes: int | None = None
+    master_weights: bool = False
     vocabulary: int | None = None
     device: str = "cpu"
 

@@ -218,6 +218,7 @@ class Planner:
             accumulation=1,
             optimizer="none",
             optimizer_budget_bytes=None,
+            master_weights=False,
             device="cpu",
         )
         if key not in self._blueprints:
@@ -257,7 +258,7 @@ def _states(adapter_bytes: int, trainable: int, knobs: Knobs) -> tuple[int, int]
         return 0, 0
     if knobs.optimizer == "adamw":
         return 2 * adapter_bytes, 0
-    states = round(STATE_BYTES[knobs.optimizer] * trainable)
+    states = round((STATE_BYTES[knobs.optimizer] + (4 if knobs.master_weights else 0)) * trainable)
     budget = states if knobs.optimizer_budget_bytes is None else min(states, knobs.optimizer_budget_bytes)
     return budget, states - budget
 
@@ -284,6 +285,7 @@ def plan(
     checkpointing: bool | Literal["offload"] = True,
     optimizer: str = "adamw",
     optimizer_budget_bytes: int | None = None,
+    master_weights: bool = False,
     vocabulary: int | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
@@ -329,6 +331,7 @@ def plan(
         checkpointing=checkpointing,
         optimizer=optimizer,
         optimizer_budget_bytes=optimizer_budget_bytes,
+        master_weights=master_weights,
         vocabulary=vocabulary,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )

@@ -115,11 +115,16 @@ def find_fault(checkpoint: Path) -> str | None:
     return None
 
 
-def forget_old(output: Path, *, keep: int | None, best: str | None) -> None:
-    """Delete all but the newest `keep` checkpoints, and the one that the trainer calls the best."""
+def forget_old(newest: Path, *, keep: int | None, best: str | None) -> None:
+    """Delete what is older than the newest `keep` checkpoints, and not the one that the trainer calls the best.
+
+    Args:
+        newest: the newest whole one; those of later steps are damaged, and do not count.
+    """
     if keep is None:
         return
-    for path in list_checkpoints(output)[:-keep]:
+    older = [path for path in list_checkpoints(newest.parent) if step_of(path) <= step_of(newest)]
+    for path in older[:-keep]:
         if best is None or path.name != Path(best).name:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -111,7 +111,11 @@ def _optimizer_knobs(config: TrainConfig, device: str) -> dict[str, Any]:
         return {"optimizer": "adamw"}
     found = budgets(config, on_gpu=device == "cuda")
     budget = found["device_budget_bytes" if device == "cuda" else "host_budget_bytes"]
-    return {"optimizer": f"paged_adamw_{bits}bit", "optimizer_budget_bytes": budget}
+    return {
+        "optimizer": f"paged_adamw_{bits}bit",
+        "optimizer_budget_bytes": budget,
+        "master_weights": config.optim_master_weights,
+    }
 
 
 def plan_run(config: TrainConfig, material: Material) -> RunPlan:

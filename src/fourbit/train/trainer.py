@@ -269,7 +269,7 @@ class FourbitTrainer(GuardedTrainer):
             return
         finally:
             self.args.output_dir, self.args.save_total_limit = str(output), limit
-        checkpoints.forget_old(output, keep=limit, best=self.state.best_model_checkpoint)
+        checkpoints.forget_old(final, keep=limit, best=self.state.best_model_checkpoint)
         self.on_event(Saved(step, final))
 
     def _write_checkpoint(self, model: nn.Module, trial: Any, unfinished: Path, final: Path) -> None:
@@ -300,6 +300,9 @@ class FourbitTrainer(GuardedTrainer):
         self.guard.load(checkpoint / GUARD_FILE)
         self.rescue.load(checkpoint / RESCUE_FILE)
         self.args.eval_on_start = False
+        # It may have been killed after it had written this one and before it had deleted the old ones.
+        best = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).best_model_checkpoint
+        checkpoints.forget_old(checkpoint, keep=self.args.save_total_limit, best=best)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """In the dtype that the adapter has: peft would make one in 16 bits fp32, and the run another from here on."""

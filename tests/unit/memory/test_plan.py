@@ -58,6 +58,8 @@ def test_every_knob_moves_its_part() -> None:
     assert after(vocabulary=64_000)["weights_16bit"] > 1.9 * before["weights_16bit"]
     assert after(optimizer="paged_adamw_8bit")["optimizer"] < 0.3 * before["optimizer"]
     assert after(optimizer="paged_adamw_32bit", optimizer_budget_bytes=1 << 20)["optimizer"] == 1 << 20
+    paged = {"optimizer": "paged_adamw_32bit", "adapter_dtype": "bfloat16"}
+    assert after(**paged, master_weights=True)["optimizer"] == 1.5 * after(**paged)["optimizer"]
     assert after(batch_size=4)["activations"] > before["activations"]
     assert after(packed=True)["activations"] == before["activations"] + 256**2
     assert after(target_modules=("q_proj",))["adapters"] < before["adapters"] / 5

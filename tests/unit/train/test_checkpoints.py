@@ -80,14 +80,22 @@ def test_a_step_is_written_again_over_what_was_there(tmp_path: Path) -> None:
 def test_old_ones_are_forgotten_but_not_the_best(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         write(tmp_path, step)
-    checkpoints.forget_old(tmp_path, keep=2, best="elsewhere/checkpoint-1")
+    checkpoints.forget_old(tmp_path / "checkpoint-4", keep=2, best="elsewhere/checkpoint-1")
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == [
         "checkpoint-1",
         "checkpoint-3",
         "checkpoint-4",
     ]
-    checkpoints.forget_old(tmp_path, keep=None, best=None)
+    checkpoints.forget_old(tmp_path / "checkpoint-4", keep=None, best=None)
     assert len(checkpoints.list_checkpoints(tmp_path)) == 3
+
+
+def test_later_ones_that_are_damaged_do_not_count(tmp_path: Path) -> None:
+    """A run that passed over a damaged checkpoint must not delete its newest whole one in favour of that."""
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    checkpoints.forget_old(tmp_path / "checkpoint-2", keep=1, best=None)
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
 
 
 def test_a_file_is_replaced_at_once(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_a_finished_run_can_be_made_longer(make_config: MakeConfig) -> None:
 
 
 def test_a_run_killed_before_its_report_is_finished_by_resume(make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config()
+    config = make_config(save_total_limit=1)
     whole = train(config)
     config = config.with_(output=str(tmp_path / "killed"))
 
@@ -249,7 +249,12 @@ def test_a_run_killed_before_its_report_is_finished_by_resume(make_config: MakeC
 
     with pytest.raises(SystemExit):
         train(config, on_event=kill)
+    output = Path(config.output)
+    kept = sorted(output.glob("checkpoint-*"))
+    for step in (1, 2):  # as if it had been killed a moment sooner, before the old ones were deleted
+        shutil.copytree(output / "checkpoint-6", output / f"checkpoint-{step}")
     resumed = train(config, resume=True)
+    assert sorted(output.glob("checkpoint-*")) == kept
     assert (resumed.finished, resumed.steps) == (True, 6)
     assert same(adapter_of(whole), adapter_of(resumed))
     assert resumed.train_loss == pytest.approx(whole.train_loss)
