@@ -299,7 +299,8 @@ def _fill_quantized(model: nn.Module, device: torch.device) -> None:
             layer.set_quantized(_random_weight(layer, device))
             if bias is not None:
                 layer.bias = torch.nn.Parameter(torch.zeros_like(bias, device=device), requires_grad=bias.requires_grad)
-            layer._is_hf_initialized = True  # type: ignore[assignment]  # transformers would draw it anew
+            layer._is_hf_initialized = True  # type: ignore[assignment]  # transformers would draw it anew,
+            layer.weight._is_hf_initialized = True  # type: ignore[attr-defined]  # GPT-2's blocks their layers' too
 
 
 def _random_weight(layer: Any, device: torch.device) -> QuantizedTensor:

@@ -38,6 +38,16 @@ def test_an_unknown_name_is_met_with_the_nearest() -> None:
         shapes.shape_of("LLaMA7B")
 
 
+def test_a_model_whose_blocks_draw_their_own_layers() -> None:
+    """GPT-2 draws the weight of each block's last product a second time."""
+    from transformers import GPT2Config
+
+    model = shapes.random_model(GPT2Config(n_layer=2, n_embd=64, n_head=4, vocab_size=100), fourbit.QuantConfig())
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantLinear)]
+    assert len(layers) == 2 * 4
+    assert torch.isfinite(model(torch.arange(8)[None]).logits).all()
+
+
 @pytest.mark.parametrize("settings", [{}, {"format": "fp4", "double_quant": False}, {"format": "nf3"}, None])
 def test_a_random_model_is_one_that_could_have_been_loaded(settings: dict[str, Any] | None) -> None:
     config = None if settings is None else fourbit.QuantConfig(**settings)
