@@ -11,7 +11,7 @@
 //     link     := offset argument                the address of another buffer, to be put at `offset` of this one
 //
 // A buffer with links is a struct such as FbWeight. The arguments a kernel takes are those of its declaration, so a new
-// kernel needs nothing here. tests/parity/replay.py writes calls and reads results.
+// kernel needs nothing here. tests/parity/test_replay.py writes calls and reads results.
 
 #include <stdint.h>
 #include <stdio.h>
@@ -44,13 +44,14 @@ struct Buffer {
 };
 
 // The buffers of the call at hand, in the order in which they were read.
-Buffer buffers[64];
+constexpr int MOST_BUFFERS = 512;
+Buffer buffers[MOST_BUFFERS];
 int buffer_count = 0;
 
 char* read_buffer() {
     const int64_t size = read_integer();
     if (size < 0) return nullptr;
-    if (buffer_count == 64) abort();
+    if (buffer_count == MOST_BUFFERS) abort();
     // Exactly as long as it is, so that a memory checker sees any step beyond; 64-byte aligned, as torch's tensors are.
     void* bytes = nullptr;
     if (posix_memalign(&bytes, 64, size ? (size_t)size : 1)) abort();

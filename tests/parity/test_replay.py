@@ -40,10 +40,27 @@ TARGETS = ["neon", *(f"sanitized {name}" for name in (levels() if unavailable() 
 
 @dataclass(frozen=True)
 class Record:
-    """A C struct to be passed by address; its pointers are tensors or None."""
+    """A C struct, or an array of them, to be passed by address.
 
-    layout: type[ctypes.Structure]
+    Attributes:
+        layout: of ctypes.
+        fields: by name, those of a struct within as "weight.packed", of an array as "0.weight": numbers, and for
+            pointers tensors, records or None.
+    """
+
+    layout: type[ctypes.Structure] | type[ctypes.Array[Any]]
     fields: dict[str, Any]
+
+    def place(self, name: str) -> tuple[int, Any]:
+        """Where a field lies, in bytes, and of what type it is."""
+        start, layout = 0, self.layout
+        for part in name.split("."):
+            if issubclass(layout, ctypes.Array):
+                layout, start = layout._type_, start + int(part) * ctypes.sizeof(layout._type_)
+            else:
+                start += getattr(layout, part).offset
+                layout = dict(layout._fields_)[part]
+        return start, layout
 
 
 @dataclass(frozen=True)
@@ -69,11 +86,11 @@ def encode(argument: Any, buffers: list[Tensor | None]) -> bytes:
     buffers.append(None)
     record, links = bytearray(ctypes.sizeof(argument.layout)), []
     for name, value in argument.fields.items():
-        place = getattr(argument.layout, name)
-        if isinstance(value, Tensor):
-            links.append(struct.pack("<q", place.offset) + encode(value, buffers))
+        start, kind = argument.place(name)
+        if isinstance(value, (Tensor, Record)):
+            links.append(struct.pack("<q", start) + encode(value, buffers))
         elif value is not None:
-            record[place.offset : place.offset + place.size] = value.to_bytes(place.size, "little")
+            record[start : start + ctypes.sizeof(kind)] = bytes(kind(value))
     return struct.pack("<q", len(record)) + bytes(record) + struct.pack("<q", len(links)) + b"".join(links)
 
 
