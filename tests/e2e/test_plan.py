@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 Run = Callable[..., Any]
 
 
@@ -31,6 +33,14 @@ def test_what_does_not_fit_gets_flags_that_do(fourbit_command: Run) -> None:
     again = json.loads(fourbit_command(*given, *keys["suggestion"].split()).out)
     assert again["fits"] is True
     assert again["needed_bytes"] == keys["suggested_bytes"] <= 10**9
+
+
+def test_flags_to_copy_are_not_cut_off(fourbit_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    given = ("plan", "tiny", "--memory", "700MB", "--device", "cuda", "--batch-size", "64", "max_length=2048")
+    suggestion = json.loads(fourbit_here(*given, "--json").out)["suggestion"]
+    assert len(suggestion) > 40
+    assert f"  {suggestion}\n" in fourbit_here(*given).out
 
 
 def test_the_table_has_bars(fourbit_here: Run) -> None:

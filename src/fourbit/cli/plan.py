@@ -57,7 +57,7 @@ def plan(
     keys to add to `fourbit train` so that it does. On a CPU it is the resident size of the process, Python and
     libraries included; on a GPU what torch allocates, and beside it what the driver takes.
     """
-    with output.result(as_json) as show:
+    with output.result(as_json, wrap=False) as show:  # flags to copy are not to be broken
         short = {"per_device_train_batch_size": batch_size, "max_length": sequence_length, "lora_r": rank}
         given = {**_pairs(arguments or [], short), **{key: value for key, value in short.items() if value is not None}}
         if memory is not None:
@@ -157,7 +157,7 @@ def _table(plan: Plan, keys: dict[str, Any]) -> RenderableType:
     return Group(
         Text(title, style="bold"),
         table,
-        *(Text(line, style=style, no_wrap=True, overflow="ignore") for line, style in _sentences(keys)),
+        *(Text(line, style=style) for line, style in _sentences(keys)),
         "",
     )
 
