@@ -68,6 +68,7 @@ class Killer:
             if len(seen) > skipped:
                 time.sleep(self.random.uniform(0, 0.03))
                 break
+            time.sleep(0.001)  # writing a checkpoint takes longer, and the run needs the processor
         return self._kill(child, output)
 
     def _start(self, config: dict[str, Any]) -> int:
