@@ -171,6 +171,38 @@ def test_a_dry_run_writes_nothing(stories_model: Path, prompts: Path, tmp_path: 
     assert list(tmp_path.iterdir()) == [prompts]
 
 
+def test_turns_are_answered_one_after_the_other(stories_model: Path, tmp_path: Path, fourbit_here: Run) -> None:
+    """Whatever the batch size; and a second turn is asked as the conversation that the first turn became."""
+    turns = written(
+        tmp_path / "turns.jsonl",
+        {"question_id": 1, "turns": ["Where is the dog?", "And the cat?"]},
+        {"question_id": 2, "turns": ["Who is there?"]},
+        {"question_id": 3, "turns": ["Tell me of Tom.", "And Lily?", "Why?"]},
+    )
+    files = [tmp_path / f"{size}.jsonl" for size in (1, 3)]
+    for size, out in zip((1, 3), files, strict=True):
+        settings = ("--max-new-tokens", "8", "--batch-size", str(size), "--temperature", "0.7", "--top-p", "0.9")
+        done = fourbit_here("generate", stories_model, "--prompts", turns, "--output", out, *settings)
+        assert done.code == 0, done.err
+    one, _, three = answers(files[0])
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert [len(each.get("answers", "1")) for each in answers(files[0])] == [2, 1, 3]
+    assert three["text"] == "\n\n".join(f"Answer {n}:\n{text}" for n, text in enumerate(three["answers"], start=1))
+
+    messages = [
+        {"role": "user", "content": "Where is the dog?"},
+        {"role": "assistant", "content": one["answers"][0]},
+        {"role": "user", "content": "And the cat?"},
+    ]
+    greedy = ("--max-new-tokens", "8", "--overwrite")
+    whole = written(tmp_path / "whole.jsonl", {"question_id": 1, "messages": messages})
+    fourbit_here("generate", stories_model, "--prompts", turns, "--output", files[0], *greedy)
+    messages[1]["content"] = answers(files[0])[0]["answers"][0]
+    written(whole, {"question_id": 1, "messages": messages})
+    fourbit_here("generate", stories_model, "--prompts", whole, "--output", files[1], *greedy)
+    assert answers(files[0])[0]["answers"][1] == answers(files[1])[0]["text"]
+
+
 def test_a_prompt_beyond_the_context_is_marked(stories_model: Path, tmp_path: Path, fourbit_here: Run) -> None:
     prompts = written(tmp_path / "p.jsonl", {"text": "Tom had a dog. " * 200}, {"text": "Tom had"})
     done = fourbit_here("generate", stories_model, "--prompts", prompts, "--output", "o.jsonl", "--max-new-tokens", 5)
@@ -187,7 +219,7 @@ def test_a_prompt_beyond_the_context_is_marked(stories_model: Path, tmp_path: Pa
     [
         ('{"id": 1, "prompt": "a"}\n{"id": 2, "prompt"\n', "bad.jsonl, line 2 is not valid JSON"),
         ('{"id": 1, "prompt": "a"}\n{"id": 1, "prompt": "b"}\n', "line 2: the id 1 is that of"),
-        ('{"instruction": "a", "output": "b"}\n', "line 1: the record holds no prompt, text or messages"),
+        ('{"instruction": "a", "output": "b"}\n', "line 1: the record holds no prompt, text, messages or turns"),
         ('{"messages": [{"role": "tool", "content": "a"}]}\n', "line 1: The chat template refuses this conversation"),
         ('{"prompt": "\\ud800"}\n', "line 1: The prompt holds half of a surrogate pair"),
         ("\n", "bad.jsonl holds no records"),

@@ -24,8 +24,12 @@ __all__ = ["generate"]
 def generate(
     model: options.Model,
     prompts: Annotated[
-        Path,
-        typer.Option(help="JSON records, one per line: messages, prompt or text, and id, question_id or message_id."),
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="A file of records with messages, turns, prompt or text, and id, question_id or message_id; a dataset"
+            " of the hub; or vicuna or openassistant, the prompts of the QLoRA paper.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--output", help="The file to write, one JSON record per line.")],
     adapter: options.Adapter = None,

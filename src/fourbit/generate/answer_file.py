@@ -88,11 +88,11 @@ class AnswerFile:
             self._file.close()
             self._file = None
 
-    def append(self, answers: Mapping[int, Answer]) -> None:
-        """Add answers by the index of their prompt; they are on the disk when this returns."""
+    def append(self, answers: Mapping[int, Sequence[Answer]]) -> None:
+        """Add answers by the index of their prompt, one for each turn; they are on the disk when this returns."""
         if self._file is None:
             raise ValueError("The file is not open; use it in a `with` block.")
-        new = {index: self._line(self._asked[index], answer) for index, answer in answers.items()}
+        new = {index: self._line(self._asked[index], turns) for index, turns in answers.items()}
         self._file.write(b"".join(new.values()))
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -105,14 +105,17 @@ class AnswerFile:
             _replace(self.path, ordered)
 
     @staticmethod
-    def _line(asked: Asked, answer: Answer) -> bytes:
-        record = {
+    def _line(asked: Asked, answers: Sequence[Answer]) -> bytes:
+        texts = [answer.text for answer in answers]
+        record: dict[str, Any] = {
             "id": asked.id,
             "prompt": asked.given,
-            "text": answer.text,
-            "tokens": answer.tokens,
-            "finish_reason": answer.finish_reason,
+            "text": texts[0] if not asked.later else _conversation(texts),
+            "tokens": sum(answer.tokens for answer in answers),
+            "finish_reason": answers[-1].finish_reason,
         }
+        if asked.later:
+            record["answers"] = texts
         return (json.dumps(record, ensure_ascii=False) + "\n").encode()
 
     def _read_notes(self) -> dict[str, Any]:
@@ -161,6 +164,11 @@ class AnswerFile:
                 raise OutputExists(f"{where}: the id {key!r} is there twice; choose another output.")
             self._lines[index] = line
         self._size = len(content)
+
+
+def _conversation(answers: Sequence[str]) -> str:
+    """The answers to a user's turns as one text, which a judge or a person can compare with another's."""
+    return "\n\n".join(f"Answer {number}:\n{text}" for number, text in enumerate(answers, start=1))
 
 
 def _shown(value: Any) -> str:

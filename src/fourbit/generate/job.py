@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fourbit.errors import InputError
 from fourbit.generate.answer_file import AnswerFile
-from fourbit.generate.answers import Answer, generate_batches
+from fourbit.generate.answers import TOO_LONG, Answer, generate_batches
 from fourbit.generate.conversation import Prompt, render
 from fourbit.generate.loading import Loaded, Origin
 from fourbit.generate.prompts import Asked, read_prompts
@@ -38,7 +39,8 @@ class Job:
 
     Attributes:
         origin: of the model.
-        prompts: as the model sees them.
+        asked: the records.
+        prompts: their first turns, as the model sees them.
         file: where answers go, and which are there already.
         settings, batch_size: see `generate`.
         too_long: how many prompts leave no room in the model's context.
@@ -46,6 +48,7 @@ class Job:
     """
 
     origin: Origin
+    asked: tuple[Asked, ...]
     prompts: tuple[Prompt, ...]
     file: AnswerFile
     settings: Sampling
@@ -57,7 +60,7 @@ class Job:
     def plan(
         cls,
         origin: Origin,
-        prompts: Path,
+        prompts: str | os.PathLike[str],
         output: Path,
         *,
         settings: Sampling,
@@ -78,7 +81,7 @@ class Job:
         """
         if batch_size < 1:
             raise InputError(f"The batch size is {batch_size}; it must be at least 1.")
-        asked = read_prompts(prompts, mode=mode, system=system)
+        asked = tuple(read_prompts(prompts, mode=mode, system=system))
         tokenizer, sentences = origin.load_tokenizer()
         rendered = tuple(_render(tokenizer, each) for each in asked)
         too_long, about_them = _find_too_long(asked, rendered, origin.context_length())
@@ -93,7 +96,7 @@ class Job:
             **asdict(settings),
         }
         file = AnswerFile(output, asked, identity, overwrite=overwrite)
-        return cls(origin, rendered, file, settings, batch_size, too_long, (*sentences, *about_them))
+        return cls(origin, asked, rendered, file, settings, batch_size, too_long, (*sentences, *about_them))
 
     def load(self) -> Loaded | None:
         """The model, for `run`; None where no answer is missing.
@@ -115,26 +118,52 @@ class Job:
             process writes the file.
         """
         done = self.file.done
-        batches: Iterator[dict[int, Answer]] = iter(())
+        batches: Iterator[dict[int, list[Answer]]] = iter(())
         if loaded is not None:
-            batches = generate_batches(
-                loaded.model,
-                loaded.tokenizer,
-                self.prompts,
-                settings=self.settings,
-                batch_size=self.batch_size,
-                done=done,
-            )
+            batches = self._conversations(loaded, done)
         answers, tokens, started = 0, 0, time.perf_counter()
         first = next(batches, {})  # before the file is touched, as the model may be at fault
         with self.file:
             for batch in chain([first], batches):
                 self.file.append(batch)
-                answers, tokens = answers + len(batch), tokens + sum(answer.tokens for answer in batch.values())
+                answers += len(batch)
+                tokens += sum(answer.tokens for turns in batch.values() for answer in turns)
                 if progress is not None:
                     progress(len(done) + answers, len(self.prompts), tokens / (time.perf_counter() - started))
             self.file.finish()
         return Made(answers, tokens, time.perf_counter() - started)
+
+    def _conversations(self, loaded: Loaded, done: Collection[int]) -> Iterator[dict[int, list[Answer]]]:
+        """Batches of answers, those to the later turns of a conversation included."""
+        for batch in self._batches(loaded, self.prompts, done):
+            said = {index: [answer] for index, answer in batch.items()}
+            while waiting := [index for index, turns in said.items() if self._goes_on(index, turns)]:
+                prompts = [self._next_turn(loaded.tokenizer, index, said[index]) for index in waiting]
+                for answers in self._batches(loaded, prompts, ()):
+                    for place, answer in answers.items():
+                        said[waiting[place]].append(answer)
+            yield said
+
+    def _batches(self, loaded: Loaded, prompts: Sequence[Prompt], done: Collection[int]) -> Iterator[dict[int, Answer]]:
+        return generate_batches(
+            loaded.model,
+            loaded.tokenizer,
+            prompts,
+            settings=self.settings,
+            batch_size=self.batch_size,
+            done=done,
+        )
+
+    def _goes_on(self, index: int, turns: Sequence[Answer]) -> bool:
+        """Whether the user has more to say; not to an answer for which there was no room."""
+        return len(turns) <= len(self.asked[index].later) and turns[-1].finish_reason != TOO_LONG
+
+    def _next_turn(self, tokenizer: PreTrainedTokenizerBase, index: int, turns: Sequence[Answer]) -> Prompt:
+        asked = self.asked[index]
+        messages = [*(message for message in asked.asked if isinstance(message, Mapping))]
+        for answer, reply in zip(turns, asked.later, strict=False):
+            messages += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": reply}]
+        return _render(tokenizer, replace(asked, id=f"{asked.id}, turn {len(turns) + 1}", asked=messages))
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, asked: Asked) -> Prompt:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fourbit.data.records import Record, read_records
 from fourbit.errors import InputError
 from fourbit.generate.conversation import Message
+from fourbit.generate.prompt_sets import find_prompts
 
 __all__ = ["MODES", "Asked", "read_prompts", "read_transcript"]
 
 MODES = ("auto", "chat", "text")
-_FIELDS = ("messages", "prompt", "text")
+_FIELDS = ("messages", "turns", "prompt", "text")
 _QUESTION_IDS = ("question_id", "message_id")
 _IDS = ("id", *_QUESTION_IDS)
 _TURN = re.compile(r"###\s*(Human|Assistant):")
@@ -30,18 +31,21 @@ class Asked:
         given: the prompt as it stands in the record: a text, or the messages of a conversation.
         asked: what the model is to be asked: a text to continue, or messages to answer.
         where: the file and line, for complaints.
+        later: what the user goes on to say, turn by turn, after each answer.
     """
 
     id: str | int
     given: str | Sequence[Message]
     asked: str | Sequence[Message]
     where: str
+    later: tuple[str, ...] = ()
 
 
-def read_prompts(path: Path, *, mode: str = "auto", system: str | None = None) -> list[Asked]:
-    """Read a file of prompts: JSON lines, a JSON list, CSV or parquet.
+def read_prompts(source: str | os.PathLike[str], *, mode: str = "auto", system: str | None = None) -> list[Asked]:
+    """Read prompts: a file of JSON lines, a JSON list, CSV or parquet, a dataset of the hub, or one of `PROMPT_SETS`.
 
-    A record's `messages` are a conversation. Its `prompt` is what a user says, or a list of messages. Its `text` is a
+    A record's `messages` are a conversation, whose last message is answered. Its `turns` are what a user says one after
+    the other, each answered in its turn. Its `prompt` is what a user says, or a list of messages. Its `text` is a
     text to continue; beside a `question_id` or `message_id`, as in the Vicuna and OpenAssistant questions, it is what a
     user says. A transcript that ends in `### Assistant:` is taken apart into its turns.
 
@@ -51,15 +55,12 @@ def read_prompts(path: Path, *, mode: str = "auto", system: str | None = None) -
         system: what the system says at the beginning of each conversation that does not begin so.
 
     Raises:
-        InputError: the file or a record in it is broken, or an id is there twice; names the line.
+        InputError: there is no such source, a record in it is broken, or an id is there twice; names the line.
     """
     if mode not in MODES:
         raise InputError(f"The mode is {mode!r}; it must be one of {', '.join(MODES)}.")
     found: dict[str, Asked] = {}
-    if not path.is_file():
-        problem = "is a folder, not a file of prompts" if path.is_dir() else "does not exist"
-        raise InputError(f"{path} {problem}.")
-    records = read_records(path)
+    records = read_records(find_prompts(source))
     for number, (where, record) in enumerate(zip(records.places, records.rows, strict=True), start=1):
         asked = _asked(record, number, where, mode, system)
         if (other := found.setdefault(str(asked.id), asked)) is not asked:
@@ -85,8 +86,10 @@ def _asked(record: Record, number: int, where: str, mode: str, system: str | Non
     field = next((name for name in _FIELDS if record.get(name) is not None), None)
     if field is None:
         fields = ", ".join(map(repr, record)) or "nothing"
-        raise InputError(f"{where}: the record holds no prompt, text or messages; it has {fields}.")
-    given = record[field]
+        raise InputError(f"{where}: the record holds no prompt, text, messages or turns; it has {fields}.")
+    given, later = record[field], tuple[str, ...]()
+    if field == "turns":
+        given, later = _users_turns(given, where)
     if isinstance(given, str) and field != "messages":
         asked = _text(given, where, field)
         question = any(record.get(name) is not None for name in _QUESTION_IDS)
@@ -95,13 +98,22 @@ def _asked(record: Record, number: int, where: str, mode: str, system: str | Non
     elif isinstance(given, list) and field != "text":
         if mode == "text":
             raise InputError(f"{where}: it holds a conversation, which is no text to continue; leave the mode out.")
-        turns = _messages(given, where, field)
+        turns = given[:1] if later else _messages(given, where, field)
     else:
         kind = {"messages": "a list of messages", "text": "text"}.get(field, "text or a list of messages")
         raise InputError(f"{where}: the field {field!r} must be {kind}.")
     if system is not None and not isinstance(turns, str) and turns[0]["role"] != "system":
         turns = [{"role": "system", "content": system}, *turns]
-    return Asked(_id(record, number, where), given, turns, where)
+    return Asked(_id(record, number, where), given, turns, where, later)
+
+
+def _users_turns(turns: Any, where: str) -> tuple[str | list[dict[str, str]], tuple[str, ...]]:
+    """What is given as a prompt, and what comes after its first answer."""
+    if not isinstance(turns, list) or not turns:
+        raise InputError(f"{where}: the field 'turns' must be a list of what a user says.")
+    said = [_text(turn, where, "turns") for turn in turns]
+    given = said[0] if len(said) == 1 else [{"role": "user", "content": content} for content in said]
+    return given, tuple(said[1:])
 
 
 def _text(value: Any, where: str, field: str) -> str:

@@ -24,7 +24,7 @@ def answer(text: str) -> Answer:
 
 def write(path: Path, answers: dict[int, Answer], *, finish: bool = False, **arguments: Any) -> None:
     with AnswerFile(path, ASKED, SETTINGS, **arguments) as file:
-        file.append(answers)
+        file.append({index: [answer] for index, answer in answers.items()})
         if finish:
             file.finish()
 
@@ -45,12 +45,29 @@ def test_a_record(path: Path) -> None:
     )
 
 
+def test_a_record_of_several_turns(path: Path) -> None:
+    given = [{"role": "user", "content": each} for each in ("Hi", "Why?")]
+    asked = Asked("a", given, given[:1], "here", later=("Why?",))
+    with AnswerFile(path, [asked], SETTINGS) as file:
+        file.append({0: [answer("Hello."), Answer("So.", (7,), "length")]})
+        file.finish()
+    assert json.loads(path.read_text()) == {
+        "id": "a",
+        "prompt": given,
+        "text": "Answer 1:\nHello.\n\nAnswer 2:\nSo.",
+        "tokens": 3,
+        "finish_reason": "length",
+        "answers": ["Hello.", "So."],
+    }
+    assert AnswerFile(path, [asked], SETTINGS).done == {0}
+
+
 def test_what_is_there_is_kept_and_put_in_order(path: Path) -> None:
     write(path, {2: answer("2"), 0: answer("0")})
     file = AnswerFile(path, ASKED, SETTINGS)
     assert file.done == {0, 2}
     with file:
-        file.append({3: answer("3"), 1: answer("1")})
+        file.append({3: [answer("3")], 1: [answer("1")]})
         assert ids(path) == ["c", "a", "d", "b"]
         file.finish()
     assert ids(path) == ["a", "b", "c", "d"]
@@ -65,7 +82,7 @@ def test_a_line_that_was_cut_off_is_dropped(cut: int, path: Path) -> None:
     file = AnswerFile(path, ASKED, SETTINGS)
     assert file.done == {0}
     with file:
-        file.append({1: answer("new")})
+        file.append({1: [answer("new")]})
     assert [json.loads(line)["text"] for line in path.read_text().splitlines()] == ["0", "new"]
 
 
@@ -156,7 +173,7 @@ def test_two_at_a_time(path: Path) -> None:
     with first:
         with pytest.raises(OutputExists, match="being written by another"), second:
             pass
-        first.append({0: answer("0")})
+        first.append({0: [answer("0")]})
     with pytest.raises(OutputExists, match="written to by another process meanwhile"), second:
         pass
     assert ids(path) == ["a"]

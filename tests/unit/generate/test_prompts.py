@@ -59,6 +59,24 @@ def test_the_modes(tmp_path: Path) -> None:
         only(tmp_path, {"text": "Once"}, mode="talk")
 
 
+def test_turns(tmp_path: Path) -> None:
+    one = only(tmp_path, {"question_id": 1, "turns": ["Hi"], "category": "x"})
+    assert (one.given, one.asked, one.later) == ("Hi", user("Hi"), ())
+    three = only(tmp_path, {"question_id": 1, "turns": ["Hi", "Why?", "Bye"]}, system="Be kind.")
+    assert three.given == [*user("Hi"), *user("Why?"), *user("Bye")]
+    assert three.asked == [{"role": "system", "content": "Be kind."}, *user("Hi")]
+    assert three.later == ("Why?", "Bye")
+    assert only(tmp_path, {"turns": ["Hi"]}, mode="text").asked == "Hi"
+    with pytest.raises(InputError, match="line 1: it holds a conversation"):
+        only(tmp_path, {"turns": ["Hi", "Why?"]}, mode="text")
+
+
+@pytest.mark.parametrize("turns", ["Hi", [], [1], ["Hi", None], ["Hi", " "], {"user": "Hi"}])
+def test_turns_that_are_none(turns: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"line 1: .*turns"):
+        only(tmp_path, {"turns": turns})
+
+
 def test_what_the_system_says(tmp_path: Path) -> None:
     system = {"role": "system", "content": "Be kind."}
     assert only(tmp_path, {"prompt": "Hi"}, system="Be kind.").asked == [system, *user("Hi")]
@@ -86,7 +104,7 @@ def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
     [
         ('{"prompt": "a"', "line 2 is not valid JSON"),
         ("[1]", "line 2: a record must be a JSON object"),
-        ({"instruction": "a", "output": "b"}, "line 2: the record holds no prompt, text or messages; it has 'instruct"),
+        ({"instruction": "a", "output": "b"}, "line 2: the record holds no prompt, text, messages or turns; it"),
         ({}, "it has nothing"),
         ({"prompt": " "}, "line 2: the field 'prompt' is empty"),
         ({"prompt": 3}, "line 2: the field 'prompt' must be text or a list"),
