@@ -13,9 +13,11 @@ the presentation. The ids of the answers tell it; see `identities`.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from fourbit.data.records import SUFFIXES, Record, read_records
 from fourbit.errors import InputError
 from fourbit.evaluate.identities import Review, identified
 
-__all__ = ["DROPPED", "FIRST", "SECOND", "TIE", "Rating", "read_ratings"]
+__all__ = ["DROPPED", "FIRST", "SECOND", "TIE", "Rating", "read_ratings", "write_ratings"]
 
 FIRST, SECOND, TIE, DROPPED = 1, 2, 3, -1
 
@@ -93,6 +95,21 @@ def read_ratings(
         for index, (first, second) in zip(reviews, sides, strict=True):
             found[index] = replace(found[index], first=first, second=second)
     return _renamed(found, names or {})
+
+
+def write_ratings(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write records beside the output, force them to the disk and rename: a reader sees all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
+    try:
+        with new.open("x", encoding="utf-8", newline="\n") as file:
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _files(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:

@@ -128,7 +128,7 @@ def test_without_openai_installed(answers: Run, judge: Run, tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, "openai", None)
     done = judge(*answers("a", "b"))
     assert done.code == 2
-    assert done.err.splitlines()[-1] == "Error: Judging needs openai; install it with `pip install 'fourbit[eval]'`."
+    assert done.err.splitlines()[-1] == "Error: Asking needs openai; install it with `pip install 'fourbit[eval]'`."
     assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "b.jsonl"}
 
 

@@ -104,7 +104,7 @@ class Endpoint:
         try:
             import openai
         except ModuleNotFoundError as error:
-            raise MissingExtra("Judging needs openai; install it with `pip install 'fourbit[eval]'`.") from error
+            raise MissingExtra("Asking needs openai; install it with `pip install 'fourbit[eval]'`.") from error
         self._openai = openai
         self._address, self._settings, self._timeout_s = address, settings, timeout_s
         self._client: Any = openai.AsyncOpenAI(

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fourbit.errors import InputError
-from fourbit.evaluate.judge.answers import System, read_questions, read_systems, same_prompts
+from fourbit.evaluate.answers import System, pair_systems, read_questions, read_systems, same_prompts
 from fourbit.evaluate.judge.asking import Asked, Pace, Progress, ask_all
 from fourbit.evaluate.judge.endpoint import Address, Endpoint
 from fourbit.evaluate.judge.money import Budget, Estimate, Prices, estimate
-from fourbit.evaluate.judge.ratings import Judgement, check_output, judge_replies, write_ratings
-from fourbit.evaluate.judge.requests import Request, Settings, pair_systems, plan_requests
+from fourbit.evaluate.judge.ratings import Judgement, check_output, judge_replies
+from fourbit.evaluate.judge.requests import Request, Settings, plan_requests
 from fourbit.evaluate.judge.store import Reply, Store
 from fourbit.evaluate.judge.template import load_template
+from fourbit.evaluate.ratings import write_ratings
 
 __all__ = ["Job", "Judged"]
 
@@ -184,7 +185,7 @@ class Job:
         left = len(self.requests) - len(judgements)
         whole = not left or (partial and bool(judgements) and not asked.interrupted)
         if whole:
-            write_ratings(self.output, judgements, judge=self.settings.judge, mode=self.mode)
+            write_ratings(self.output, (each.record(self.settings.judge, self.mode) for each in judgements))
         return Judged(asked, judgements, left, budget, whole)
 
     def _missing(self, known: dict[str, Reply]) -> list[Request]:

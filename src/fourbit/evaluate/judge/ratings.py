@@ -1,10 +1,8 @@
-"""The file of ratings: one JSON record for each judgement, written all at once when there is nothing left to ask."""
+"""The file of ratings: one JSON record for each judgement."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from fourbit.evaluate.judge.requests import Request
 from fourbit.evaluate.judge.store import Reply
 from fourbit.evaluate.judge.verdicts import Verdict, read_reply
 
-__all__ = ["Judgement", "check_output", "judge_replies", "write_ratings"]
+__all__ = ["Judgement", "check_output", "judge_replies"]
 
 
 @dataclass(frozen=True)
@@ -99,18 +97,3 @@ def check_output(path: Path, requests: Sequence[Request], *, judge: str, overwri
                 f"{path}, line {number}, is a rating of {found[1]} and {found[2]} by {found[3]} which this command"
                 " would not make again; choose another output, or pass --overwrite."
             )
-
-
-def write_ratings(path: Path, judgements: Iterable[Judgement], *, judge: str, mode: str) -> None:
-    """Write them beside the output, force them to the disk and rename: a reader sees all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
-    try:
-        with new.open("x", encoding="utf-8", newline="\n") as file:
-            for judgement in judgements:
-                file.write(json.dumps(judgement.record(judge, mode), ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)

@@ -6,13 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
 
 from fourbit.errors import InputError
-from fourbit.evaluate.judge.answers import Answered, System
+from fourbit.evaluate.answers import Answered, System
 from fourbit.evaluate.judge.template import Template
 
-__all__ = ["Request", "Settings", "pair_systems", "plan_requests"]
+__all__ = ["Request", "Settings", "plan_requests"]
 
 
 @dataclass(frozen=True)
@@ -65,26 +64,6 @@ class Request:
     @property
     def messages(self) -> list[dict[str, str]]:
         return self.template.render(self.question, self.first.text, self.second.text)
-
-
-def pair_systems(systems: Sequence[System], reference: str | None) -> list[tuple[System, System]]:
-    """All pairs, or each system with the reference, which then stands second.
-
-    Args:
-        reference: the name of one of the systems, or its file.
-
-    Raises:
-        InputError: fewer than two systems, or the reference is none of them.
-    """
-    if len(systems) < 2:
-        raise InputError("A judge compares; give the answers of two systems or more.")
-    if reference is None:
-        return list(combinations(systems, 2))
-    found = [system for system in systems if reference in (system.name, system.source)]
-    if not found:
-        names = ", ".join(system.name for system in systems)
-        raise InputError(f"The reference {reference!r} is none of the systems given; they are {names}.")
-    return [(system, found[0]) for system in systems if system is not found[0]]
 
 
 def plan_requests(

@@ -9,12 +9,13 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fourbit.errors import InputError
+from fourbit.evaluate.database import explained
 
 __all__ = ["Reply", "Store"]
 
@@ -174,24 +175,8 @@ class Store:
             marks = ", ".join("?" * len(keys))
             return self._connection.execute(f"{query} WHERE key IN ({marks})", keys).fetchall()
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise InputError(f"The cache {self.path} {_problem(str(error))}") from error
-
-
-def _problem(said: str) -> str:
-    if "locked" in said:
-        return "is in use by another fourbit judge; wait for it, or choose another with --cache."
-    if "full" in said:
-        return "cannot grow, as the disk is full; free some space, and the same command goes on."
-    if "readonly" in said or "unable to open" in said:
-        return "cannot be opened for writing; choose another with --cache."
-    if "malformed" in said or "not a database" in said:
-        return f"is damaged, or no cache of fourbit judge ({said}); move it away, or choose another with --cache."
-    return f"cannot be used: {said}."
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained("cache", self.path, program="fourbit judge", option="--cache")
 
 
 def _chunks(keys: Iterable[str]) -> Iterator[list[str]]:

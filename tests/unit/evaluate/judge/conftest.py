@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fourbit.evaluate.judge.answers import Answered
+from fourbit.evaluate.answers import Answered
 from fourbit.evaluate.judge.ratings import Judgement
 from fourbit.evaluate.judge.requests import Request
 from fourbit.evaluate.judge.store import Reply

@@ -1,16 +1,17 @@
-"""The answers to be judged: one file for each system, as `fourbit generate` writes them."""
+"""The answers that a judge or people compare: one file for each system, as `fourbit generate` writes them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from fourbit.data.records import Record, read_records
 from fourbit.errors import InputError
 
-__all__ = ["Answered", "System", "read_questions", "read_systems", "same_prompts"]
+__all__ = ["Answered", "System", "pair_systems", "read_questions", "read_systems", "same_prompts"]
 
 _IDS = ("id", "question_id", "message_id")
 _SHOWN = 5
@@ -177,7 +178,7 @@ def _refuse_missing(system: System, missing: Sequence[str], systems: Sequence[Sy
     named = ", ".join(missing[:_SHOWN]) + (f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else "")
     raise InputError(
         f"{system.source} has no answer to {'prompt' if len(missing) == 1 else 'prompts'} {named}, which {other.source}"
-        " answers; generate what is missing, or pass --common to judge only what all answer."
+        " answers; generate what is missing, or pass --common to take only what all answer."
     )
 
 
@@ -198,3 +199,23 @@ def _agreed(key: str, systems: Sequence[System], questions: Mapping[str, str] | 
                 " the same prompts."
             )
     return str(known[0].question)
+
+
+def pair_systems(systems: Sequence[System], reference: str | None) -> list[tuple[System, System]]:
+    """All pairs, or each system with the reference, which then stands second.
+
+    Args:
+        reference: the name of one of the systems, or its file.
+
+    Raises:
+        InputError: fewer than two systems, or the reference is none of them.
+    """
+    if len(systems) < 2:
+        raise InputError("Answers are compared; give those of two systems or more.")
+    if reference is None:
+        return list(combinations(systems, 2))
+    found = [system for system in systems if reference in (system.name, system.source)]
+    if not found:
+        names = ", ".join(system.name for system in systems)
+        raise InputError(f"The reference {reference!r} is none of the systems given; they are {names}.")
+    return [(system, found[0]) for system in systems if system is not found[0]]
