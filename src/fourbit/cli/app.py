@@ -16,6 +16,7 @@ import typer
 import fourbit
 from fourbit.cli import (
     agreement,
+    arena,
     bench,
     chat,
     data,
@@ -52,6 +53,7 @@ app.add_typer(scores.app, name="eval")
 app.command()(elo.elo)
 app.command()(agreement.agreement)
 app.command()(judge.judge)
+app.command()(arena.arena)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
 
