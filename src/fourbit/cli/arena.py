@@ -270,7 +270,7 @@ def _look(
             people = sorted({*names, *store.raters})
             systems, live = store.systems, store.live
             pairs = sum(store.pairs_by_systems().values())
-            prompts = len({vote.prompt for vote in store.votes()}) if given is None else given.prompts
+            prompts = store.prompt_count
     elif given is None:
         raise InputError(f"{votes} does not exist; give files of answers, or --live, to begin.")
     if given is not None:

@@ -285,6 +285,11 @@ class Store:
         return {(one, other): count for one, other, count in rows}
 
     @property
+    def prompt_count(self) -> int:
+        """How many prompts there are."""
+        return int(self._rows("SELECT count(*) FROM prompts")[0][0])
+
+    @property
     def vote_count(self) -> int:
         """How many votes stand."""
         return int(self._rows("SELECT count(*) FROM votes")[0][0])

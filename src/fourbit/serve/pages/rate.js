@@ -140,6 +140,7 @@ async function next() {
     show(state.state);
     if (state.state === "ask") {
       if (state.refusal) notice(state.refusal, true);
+      else $("prompt").value = "";
       $("prompt").focus();
     } else {
       document.querySelector("#done h2").focus();
@@ -218,7 +219,6 @@ $("ask").addEventListener("submit", async event => {
   try {
     notice("");
     await insist("/api/ask", { prompt: $("prompt").value });
-    $("prompt").value = "";
   } catch (error) {
     if (error.status !== 409) { // which says that the prompt is being answered already
       busy = false;
