@@ -238,6 +238,8 @@ async def _ask(question: Question, rater: Rater, arena: Known) -> dict[str, Any]
     task = arena.asking.get(rater)
     if task is not None and not task.done():
         raise HTTPException(409, "Your last prompt is still being answered.")
+    if await asyncio.to_thread(arena.store.next, rater) is not None:
+        raise HTTPException(409, "Please vote on the answers to your last prompt first.")
     arena.refusals.pop(rater, None)
     prompt = question.prompt.encode("utf-8", "replace").decode().strip()
     task = arena.asking[rater] = asyncio.create_task(arena.panel.ask(arena.store, rater, prompt))

@@ -23,7 +23,7 @@ def arena(
     start: Callable[..., Any], answers: Callable[..., list[Path]], tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
     folder = tmp_path_factory.mktemp("arena")
-    files = answers(folder, *NAMES, prompts=30)
+    files = answers(folder, *NAMES, prompts=12)
     found = start(*files, "--votes", "votes.sqlite", "--raters", "anna,ben,carl", folder=folder)
     found.path = folder / "votes.sqlite"
     return found
@@ -68,7 +68,7 @@ def test_no_vote_is_lost_when_it_is_killed(
 def test_a_rater_is_never_told_whose_answers_these_are(arena: Any) -> None:
     token = arena.token("carl")
     said = [arena.ask(f"/rate/{token}"), *(arena.ask(f"/{name}") for name in ("rate.js", "arena.css"))]
-    for number in range(30):
+    for number in range(12):
         said.append(arena.ask("/api/next", token))
         ticket = said[-1].json["pair"]["ticket"]
         said.append(arena.ask("/api/vote", token, {"ticket": ticket, "choice": ("A", "B", "tie")[number % 3]}))

@@ -84,7 +84,7 @@ function fill(survey) {
   );
   table("shares", "wins",
     [["better", "name"], ["than", "name"], ["points"], [""], ["95% interval"], ["wins"], ["ties"], ["both bad"], ["losses"]],
-    survey.shares.map(share => share.share < 0.5 ? turned(share) : share).map(share => [
+    survey.shares.map(share => share.share < 0.5 ? turned(share) : share).sort((one, other) => other.share - one.share).map(share => [
       share.first, share.second, percent(share.share), interval(share), `${percent(share.low)} – ${percent(share.high)}`,
       share.wins, share.ties - share.both_bad, share.both_bad, share.losses]));
   table("ranking", "ranks", [["system", "name"], ["Bradley–Terry"], ["95% interval"], ["votes"], ["cannot be told apart from", "name"]],
