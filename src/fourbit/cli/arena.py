@@ -87,7 +87,7 @@ def arena(
     ] = False,
     as_json: output.AsJson = False,
 ) -> None:
-    """Let people compare answers in the browser, without knowing whose they are.
+    """Let people compare anonymous answers in the browser.
 
     A link is printed for each rater, and one for whoever organises it. Every vote is on the disk before the next pair
     is shown. Ctrl-C ends it, and the same command goes on, with the same links. What --export writes is for

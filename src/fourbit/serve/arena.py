@@ -11,6 +11,7 @@ import asyncio
 import functools
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
@@ -27,7 +28,7 @@ from fourbit.errors import InputError
 from fourbit.evaluate.arena.ballots import AlreadyVoted, Choice, NotYours, Showing
 from fourbit.evaluate.arena.live import Panel, Unanswered
 from fourbit.evaluate.arena.store import Store
-from fourbit.evaluate.arena.survey import Survey, take_survey
+from fourbit.evaluate.arena.survey import take_survey
 from fourbit.evaluate.arena.votes import record
 from fourbit.serve.guard import Guard
 from fourbit.serve.markdown import render
@@ -36,6 +37,9 @@ __all__ = ["LONGEST_PROMPT", "build_app"]
 
 LONGEST_PROMPT = 20_000
 """Characters that a rater may ask."""
+
+_REST = 9.0
+"""After a survey there is none for so many times as long as it took, so that those who vote are not kept waiting."""
 
 _LOG = logging.getLogger("fourbit.serve")
 _PAGES = Path(__file__).with_name("pages")
@@ -49,7 +53,7 @@ class _Arena:
     Attributes:
         asking: by rater, the answers that are being made.
         refusals: by rater, why the last ones were not.
-        surveyed: the last survey, with the state of the votes that it is of.
+        surveyed: the last survey, as JSON; `state` of the votes then, when it was made, and how many seconds it took.
     """
 
     store: Store
@@ -57,11 +61,14 @@ class _Arena:
     panel: Panel | None
     asking: dict[str, asyncio.Task[Showing]] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
-    surveyed: tuple[tuple[int, int], Survey] | None = None
+    surveyed: dict[str, Any] = field(default_factory=dict)
+    state: tuple[int, int] = (-1, -1)
+    surveyed_at: float = 0.0
+    took_s: float = 0.0
     surveying: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class Ballot(BaseModel):
+class _Ballot(BaseModel):
     """A vote on what was shown.
 
     Attributes:
@@ -75,7 +82,7 @@ class Ballot(BaseModel):
     correct: bool = False
 
 
-class Question(BaseModel):
+class _Question(BaseModel):
     """What a rater asks of two models."""
 
     prompt: str = Field(max_length=LONGEST_PROMPT)
@@ -216,7 +223,7 @@ def _shown(showing: Showing) -> dict[str, Any]:
     }
 
 
-def _vote(ballot: Ballot, rater: Rater, arena: Known) -> Response:
+def _vote(ballot: _Ballot, rater: Rater, arena: Known) -> Response:
     take: Callable[[str, str, Choice], None] = arena.store.correct if ballot.correct else arena.store.vote
     try:
         take(rater, ballot.ticket, ballot.choice)
@@ -230,7 +237,7 @@ def _vote(ballot: Ballot, rater: Rater, arena: Known) -> Response:
     return JSONResponse({"saved": ballot.choice})
 
 
-async def _ask(question: Question, rater: Rater, arena: Known) -> dict[str, Any]:
+async def _ask(question: _Question, rater: Rater, arena: Known) -> dict[str, Any]:
     if arena.panel is None:
         raise HTTPException(404, "No model is running here.")
     if not question.prompt.strip():
@@ -260,11 +267,18 @@ def _note_refusal(arena: _Arena, rater: str, task: asyncio.Task[Showing]) -> Non
 async def _survey(request: Request, arena: Known) -> dict[str, Any]:
     _check_organiser(request)
     async with arena.surveying:  # one at a time, and none where nothing has changed
-        state = await asyncio.to_thread(lambda: arena.store.state)
-        if arena.surveyed is None or arena.surveyed[0] != state:
-            taken = await asyncio.to_thread(take_survey, arena.store, raters_per_pair=arena.raters_per_pair)
-            arena.surveyed = state, taken
-        return asdict(arena.surveyed[1])
+        if time.monotonic() - arena.surveyed_at >= _REST * arena.took_s:
+            await asyncio.to_thread(_take_survey, arena)
+        return arena.surveyed
+
+
+def _take_survey(arena: _Arena) -> None:
+    state, began = arena.store.state, time.monotonic()
+    if state == arena.state:
+        return
+    survey = asdict(take_survey(arena.store, raters_per_pair=arena.raters_per_pair))
+    arena.surveyed, arena.state = survey | {"counted_at": time.time()}, state
+    arena.surveyed_at, arena.took_s = time.monotonic(), time.monotonic() - began
 
 
 def _votes(request: Request, arena: Known) -> Response:

@@ -46,7 +46,7 @@ class Arena:
 
     def __init__(self, arguments: Sequence[str | Path], folder: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fourbit", "arena", *map(str, arguments), "--port", "0", "--json"],
+            [sys.executable, "-m", "fourbit", "arena", "--port", "0", "--json", *map(str, arguments)],
             cwd=folder,
             env=os.environ | {"NO_PROXY": "*"},
             stdout=subprocess.PIPE,

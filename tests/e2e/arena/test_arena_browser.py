@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -175,6 +176,25 @@ def test_a_slip_can_be_mended_and_a_held_key_votes_once(arena: Any, visit: Calla
     assert emil.shown() == third
     page.keyboard.press("b")
     assert choices(arena, "emil") == ["A", "both bad"]
+
+
+def test_a_vote_waits_for_a_server_that_was_killed(
+    start: Callable[..., Any], answers: Callable[..., list[Path]], browser: Any, tmp_path: Path
+) -> None:
+    options = ("--votes", "votes.sqlite", "--raters", "anna")
+    arena = start(*answers(tmp_path, "a", "b", prompts=2), *options, folder=tmp_path)
+    page = browser.new_page()
+    page.goto(arena.keys["raters"]["anna"])
+    page.wait_for_selector(ENABLED)
+    arena.kill()
+    page.keyboard.press("b")
+    page.locator(".notice:visible", has_text="Not saved yet").wait_for()
+    again = start(*options, "--port", urlsplit(arena.keys["organiser"]).port, folder=tmp_path)
+    page.get_by_text("1 of 2").wait_for()
+    with Store(tmp_path / "votes.sqlite") as store:
+        assert [vote.choice for vote in store.votes()] == ["B"]
+    assert again.keys["raters"] == arena.keys["raters"]
+    page.close()
 
 
 def test_on_a_phone(visit: Callable[..., Visit]) -> None:

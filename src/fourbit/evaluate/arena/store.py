@@ -59,6 +59,7 @@ CREATE TABLE votes (
 CREATE TABLE corrected (
     ticket TEXT NOT NULL REFERENCES shown, choice TEXT NOT NULL, voted_at REAL NOT NULL, corrected_at REAL NOT NULL
 );
+CREATE INDEX corrected_tickets ON corrected (ticket);
 """
 
 
@@ -384,10 +385,11 @@ class Store:
             self._run("BEGIN IMMEDIATE")
             try:
                 yield
+                self._run("COMMIT")
             except BaseException:
-                self._run("ROLLBACK")
+                if self._connection.in_transaction:  # a full disk has ended it already
+                    self._run("ROLLBACK")
                 raise
-            self._run("COMMIT")
 
     def _run(self, statement: str, *values: Any) -> sqlite3.Cursor:
         return self._connection.execute(statement, values)

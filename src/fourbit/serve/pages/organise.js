@@ -116,9 +116,10 @@ async function refresh() {
         return;
       }
       if (!response.ok) throw new Error();
-      fill(await response.json());
+      const survey = await response.json();
+      fill(survey);
       $("foot").textContent = "A tie is half a point, and so is both bad. Intervals are 95%, over prompts. "
-        + `Counted at ${new Date().toLocaleTimeString()}; the page keeps up by itself.`;
+        + `Counted at ${new Date(1000 * survey.counted_at).toLocaleTimeString()}; the page keeps up by itself.`;
     } catch {
       $("foot").textContent = "The arena cannot be reached; what is shown may be old. Trying again…";
     }

@@ -10,7 +10,17 @@ const SETTLE_MS = 350; // a second press of a key is no vote on the next pair
 const POLL_MS = 1000;
 
 let pair = null, correcting = false, busy = false, plain = false, voted = false;
-let keysOn = localStorage.getItem("arena-keys") !== "off";
+let keysOn = remembered() !== "off";
+
+/** Whether keys vote, from one visit to the next; a browser may be told to remember nothing. */
+function remembered(value) {
+  try {
+    if (value) localStorage.setItem("arena-keys", value);
+    return localStorage.getItem("arena-keys");
+  } catch {
+    return null;
+  }
+}
 
 class Refusal extends Error {
   constructor(status, found) {
@@ -208,7 +218,7 @@ for (const button of document.querySelectorAll(".undo")) button.addEventListener
 $("plain").addEventListener("click", togglePlain);
 $("keys").addEventListener("click", () => {
   keysOn = !keysOn;
-  localStorage.setItem("arena-keys", keysOn ? "on" : "off");
+  remembered(keysOn ? "on" : "off");
   showKeys();
 });
 

@@ -207,6 +207,19 @@ def test_processes_write_at_once(arena: Make) -> None:
     assert store.vote_count == 80
 
 
+def test_a_full_disk_costs_nothing_that_was_saved(arena: Make) -> None:
+    store = arena(prompts=200)
+    saved = vote_all(store, "anna", most=3)
+    pages = store._run("PRAGMA page_count").fetchone()[0]
+    store._run(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(InputError, match="the disk is full"):
+        vote_all(store, "anna")
+    assert store.vote_count >= len(saved)
+    count = store.vote_count
+    store._run(f"PRAGMA max_page_count = {10 * pages}")
+    assert len(vote_all(store, "anna")) == 200 - count
+
+
 def test_tokens(arena: Make) -> None:
     store = arena()
     tokens = store.raters
