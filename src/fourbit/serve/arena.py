@@ -38,7 +38,7 @@ __all__ = ["LONGEST_PROMPT", "build_app"]
 LONGEST_PROMPT = 20_000
 """Characters that a rater may ask."""
 
-_REST = 9.0
+_REST = 4.0
 """After a survey there is none for so many times as long as it took, so that those who vote are not kept waiting."""
 
 _LOG = logging.getLogger("fourbit.serve")

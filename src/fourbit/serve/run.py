@@ -65,7 +65,7 @@ def serve(app: ASGIApp, listening: socket.socket) -> None:
     """Answer requests until Ctrl-C, and then only those that are under way."""
     config = uvicorn.Config(
         app,
-        log_level="warning",
+        log_level="error",  # that somebody sends what is no HTTP is no news
         access_log=False,  # which would hold the tokens
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=5,

@@ -45,19 +45,25 @@ class Arena:
     """
 
     def __init__(self, arguments: Sequence[str | Path], folder: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "fourbit", "arena", "--port", "0", "--json", *map(str, arguments)],
-            cwd=folder,
-            env=os.environ | {"NO_PROXY": "*"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self._said = folder / "stderr.txt"
+        with self._said.open("w") as said:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "fourbit", "arena", "--port", "0", "--json", *map(str, arguments)],
+                cwd=folder,
+                env=os.environ | {"NO_PROXY": "*"},
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+            )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        if not line:
-            raise AssertionError(self._process.communicate()[1])
+        assert line, self.said
         self.keys = json.loads(line)
+
+    @property
+    def said(self) -> str:
+        """On stderr, so far."""
+        return self._said.read_text()
 
     def token(self, rater: str) -> str:
         """The rater's."""
@@ -89,16 +95,26 @@ class Arena:
         assert found.status == 200, found
         return str(ticket)
 
-    def stop(self) -> tuple[int, str]:
-        """Ctrl-C; returns the exit code and stderr."""
-        self._process.send_signal(signal.SIGINT)
-        said = self._process.communicate(timeout=20)[1]
-        return self._process.returncode, said
+    def stop(self) -> None:
+        """Ctrl-C, which is the regular end; nothing to do where it was killed."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            assert self._process.wait(timeout=20) == 0
+            *_, last = self.said.splitlines()
+            assert last.startswith("Stopped. ")
+            assert last.endswith("; the same command goes on.")
+            assert "Traceback" not in self.said
+        self._close()
 
     def kill(self) -> None:
         """As a power cut would."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
 
 @pytest.fixture(scope="session")
@@ -122,7 +138,7 @@ def answers() -> Callable[..., list[Path]]:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Arena]]:
-    """Starts arenas, which end with the module."""
+    """Starts arenas, which end with the module, by Ctrl-C."""
     started: list[Arena] = []
 
     def run(*arguments: str | Path, folder: Path) -> Arena:
@@ -131,7 +147,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ar
 
     yield run
     for arena in started:
-        arena.kill()
+        arena.stop()
 
 
 @pytest.fixture(scope="module")

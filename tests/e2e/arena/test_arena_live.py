@@ -32,16 +32,17 @@ def models() -> Iterator[list[Any]]:
         server.stop()
 
 
-@pytest.fixture
-def arena(start: Callable[..., Any], models: list[Any], tmp_path: Path) -> Any:
+@pytest.fixture(scope="module")
+def arena(start: Callable[..., Any], models: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("arena")
     live = [f"guanaco-33b=toy@{models[0].url}", f"zebra-7b=toy@{models[1].url}"]
     given = [argument for one in live for argument in ("--live", one)]
-    return start(*given, "--votes", "live.sqlite", "--raters", "anna,ben", folder=tmp_path)
+    found = start(*given, "--votes", "live.sqlite", "--raters", "anna,ben", folder=folder)
+    found.path = folder / "live.sqlite"
+    return found
 
 
-def test_a_rater_asks_and_votes(
-    arena: Any, models: list[Any], browser: Any, fourbit_here: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_rater_asks_and_votes(arena: Any, models: list[Any], browser: Any, fourbit_here: Callable[..., Any]) -> None:
     page = browser.new_page()
     page.set_default_timeout(10_000)
     page.goto(arena.keys["raters"]["anna"])
@@ -64,15 +65,15 @@ def test_a_rater_asks_and_votes(
     assert [body["messages"] for body in models[0].bodies] == [
         [{"role": "user", "content": f"Is it {n}?"}] for n in (0, 1)
     ]
-    with Store(tmp_path / "live.sqlite") as store:
+    with Store(arena.path) as store:
         votes = store.votes()
     assert [vote.systems["AB".index(vote.choice)] for vote in votes] == ["guanaco-33b"] * 2
-    done = fourbit_here("arena", "--votes", "live.sqlite", "--export", "ratings.jsonl", "--json")
+    done = fourbit_here("arena", "--votes", arena.path, "--export", "ratings.jsonl", "--json")
     assert json.loads(done.out)["ratings"] == 2
-    assert "name them again" in fourbit_here("arena", "--votes", "live.sqlite", "--port", "0").complaint
+    assert "name them again" in fourbit_here("arena", "--votes", arena.path, "--port", "0").complaint
 
 
-def test_a_model_that_fails_is_not_named(arena: Any, models: list[Any], tmp_path: Path) -> None:
+def test_a_model_that_fails_is_not_named(arena: Any, models: list[Any]) -> None:
     token = arena.token("ben")
 
     def answer(prompt: str) -> Any:
@@ -98,8 +99,5 @@ def test_a_model_that_fails_is_not_named(arena: Any, models: list[Any], tmp_path
         assert not any(name in reply.body for name in (b"guanaco", b"zebra", b"127.0.0.1"))
     for prompt in ("", " \n", "x" * 20_001):
         assert arena.ask("/api/ask", arena.token("anna"), {"prompt": prompt}).status == 422
-    code, said = arena.stop()
-    assert code == 0
-    assert "zebra-7b does not answer: " in said
-    assert "zebra-7b refuses a prompt: " in said
-    assert "Traceback" not in said
+    assert "zebra-7b does not answer: " in arena.said
+    assert "zebra-7b refuses a prompt: " in arena.said

@@ -35,16 +35,16 @@ def test_no_vote_is_lost_when_it_is_killed(
     fourbit_here: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    """kill -9 right after the answer to a vote, three times; the links go on, and elo and agreement read the export."""
+    """kill -9 right after the answer to a vote, twice; the links go on, and elo and agreement read the export."""
     files = answers(tmp_path, *NAMES, prompts=9)
     tickets, links = [], []
-    for run in range(3):
+    for run in range(2):
         arena = start(*(files if run == 0 else []), "--votes", "votes.sqlite", "--raters", "anna,ben", folder=tmp_path)
         links.append({name: arena.token(name) for name in ("anna", "ben")})
         opened = arena.ask("/api/next", arena.token("anna")).json["pair"]["ticket"]
         tickets += [arena.vote(rater, choice) for rater in ("anna", "ben") for choice in ("A", "tie", "B")]
         assert opened in tickets
-        waiting = arena.ask("/api/next", arena.token("ben")).json["pair"] if run < 2 else None
+        waiting = arena.ask("/api/next", arena.token("ben")).json["pair"] if run < 1 else None
         arena.kill()
         with Store(tmp_path / "votes.sqlite") as store:
             assert store.vote_count == len(tickets) == 6 * (run + 1)
@@ -52,17 +52,17 @@ def test_no_vote_is_lost_when_it_is_killed(
                 showing = store.next("ben")
                 assert showing is not None
                 assert showing.ticket == waiting["ticket"]
-    assert links[0] == links[1] == links[2]
-    assert len(set(tickets)) == 18
+    assert links[0] == links[1]
+    assert len(set(tickets)) == 12
 
     done = fourbit_here("arena", "--votes", "votes.sqlite", "--export", "ratings.jsonl", "--json")
-    assert json.loads(done.out) == {"votes": "votes.sqlite", "output": "ratings.jsonl", "ratings": 18, "raters": 2}
+    assert json.loads(done.out) == {"votes": "votes.sqlite", "output": "ratings.jsonl", "ratings": 12, "raters": 2}
     ranked = json.loads(fourbit_here("elo", "ratings.jsonl", "--orderings", "50", "--samples", "20", "--json").out)
     assert {row["model"] for row in ranked["ratings"]} == set(NAMES)
-    assert (ranked["matches"], ranked["prompts"]) == (18, 9)
+    assert (ranked["matches"], ranked["prompts"]) == (12, 6)
     agreed = json.loads(fourbit_here("agreement", "ratings.jsonl", "--samples", "20", "--json").out)
     assert [rater["rater"] for rater in agreed["raters"]] == ["anna", "ben"]
-    assert agreed["fleiss"]["count"] == 9
+    assert agreed["fleiss"]["count"] == 6
 
 
 def test_a_rater_is_never_told_whose_answers_these_are(arena: Any) -> None:
@@ -207,16 +207,11 @@ def test_broken_clients_do_not_stop_it(arena: Any) -> None:
     assert arena.ask("/api/next", arena.token("anna")).status == 200
 
 
-def test_ctrl_c_ends_it_and_its_port_is_its_own(
-    start: Callable[..., Any], answers: Callable[..., list[Path]], fourbit_here: Callable[..., Any], tmp_path: Path
+def test_a_port_that_is_taken(
+    arena: Any, answers: Callable[..., list[Path]], fourbit_here: Callable[..., Any], tmp_path: Path
 ) -> None:
-    files = answers(tmp_path, *NAMES)
-    arena = start(*files, "--votes", "votes.sqlite", "--raters", "anna", folder=tmp_path)
-    arena.vote("anna", "A")
     port = str(urlsplit(arena.keys["organiser"]).port)
+    files = answers(tmp_path, *NAMES)
     refused = fourbit_here("arena", *files, "--votes", "other.sqlite", "--raters", "anna", "--port", port)
     assert f"Port {port} of 127.0.0.1 is taken" in refused.complaint
     assert not (tmp_path / "other.sqlite").exists()
-    code, said = arena.stop()
-    assert code == 0
-    assert said == "Stopped. 1 vote is in votes.sqlite; the same command goes on.\n"
