@@ -26,6 +26,8 @@ __all__ = ["arena"]
 
 LONGEST_NAME = 40
 
+_BEGIN = "give files of answers, or --live, to begin"
+
 
 def arena(
     votes: Annotated[
@@ -105,11 +107,12 @@ def arena(
             _look(votes, given, names, raters_per_pair, show)
             return
         _check_url(url)
-        build_app, listening = _server(host, port)
-        from fourbit.serve.run import address_of, is_local, serve
+        _check_extra()
+        from fourbit.serve.arena import build_app
+        from fourbit.serve.run import address_of, is_local, listen, serve
 
         with contextlib.ExitStack() as stack:
-            stack.enter_context(listening)
+            listening = stack.enter_context(listen(host, port))
             _check_known(votes, given)
             panel = _panel(live or [], base_url, api_key_env, max_tokens, temperature)
             store = stack.enter_context(_open(votes, given, names, new_links))
@@ -171,15 +174,14 @@ def _check_url(url: str | None) -> None:
         raise InputError(f"--url is {url!r}; write it as in https://arena.example.org, without a path.")
 
 
-def _server(host: str, port: int) -> Any:
+def _check_extra() -> None:
     try:
-        from fourbit.serve.arena import build_app
-        from fourbit.serve.run import listen
+        import fourbit.serve.arena
+        import fourbit.serve.run  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("fourbit"):
             raise
         raise MissingExtra(f"The arena needs {error.name}; install it with `pip install 'fourbit[serve]'`.") from error
-    return build_app, listen(host, port)
 
 
 def _open(votes: Path, given: PairSet | None, names: Sequence[str], new_links: bool) -> Store:
@@ -190,20 +192,21 @@ def _open(votes: Path, given: PairSet | None, names: Sequence[str], new_links: b
     """
     from fourbit.evaluate.arena.store import Store
 
-    if given is not None and not names and not votes.exists():
-        raise InputError("Nobody is to vote; name the raters, as in --raters anna,ben.")
-    with_answers = "" if votes.exists() else "; give files of answers, or --live, to begin"
-    if given is None and with_answers:
-        raise InputError(f"{votes} does not exist{with_answers}.")
+    nobody = InputError("Nobody is to vote; name the raters, as in --raters anna,ben.")
+    if not votes.exists():
+        if given is None:
+            raise InputError(f"{votes} does not exist; {_BEGIN}.")
+        if not names:
+            raise nobody
     store = Store(votes, make=given is not None)
     try:
         if given is not None:
             store.settle(given)
         if store.is_new:
-            raise InputError(f"{votes} holds nothing to vote on; give files of answers, or --live, to begin.")
+            raise InputError(f"{votes} holds nothing to vote on; {_BEGIN}.")
         store.add_raters(names, new_links=new_links)
         if not store.raters:
-            raise InputError("Nobody is to vote; name the raters, as in --raters anna,ben.")
+            raise nobody
     except BaseException:
         store.close()
         raise
@@ -261,20 +264,18 @@ def _look(
     """Show what there would be to vote on, and write nothing."""
     from fourbit.evaluate.arena.store import Store
 
-    known, people = 0, list(names)
+    known, people, settled = 0, list(names), False
     if votes.exists():
         with Store(votes) as store:
-            if given is not None and not store.is_new:
+            known, people, settled = store.vote_count, sorted({*names, *store.raters}), not store.is_new
+            if given is not None and settled:
                 store.check(given)
-            known = store.vote_count
-            people = sorted({*names, *store.raters})
-            systems, live = store.systems, store.live
+            systems, live, prompts = store.systems, store.live, store.prompt_count
             pairs = sum(store.pairs_by_systems().values())
-            prompts = store.prompt_count
-    elif given is None:
-        raise InputError(f"{votes} does not exist; give files of answers, or --live, to begin.")
-    if given is not None:
-        systems, live, pairs, prompts = given.systems, given.live, len(given.pairs), given.prompts
+    if not settled:
+        if given is None:
+            raise InputError(f"{votes} {'holds nothing to vote on' if votes.exists() else 'does not exist'}; {_BEGIN}.")
+        systems, live, prompts, pairs = given.systems, given.live, given.prompts, len(given.pairs)
     each = len(people) if raters_per_pair is None else min(raters_per_pair, len(people))
     keys = {
         "votes": str(votes),
@@ -289,9 +290,8 @@ def _look(
     }
     facts = {"systems": ", ".join(systems), "raters": ", ".join(people) or "nobody yet; name them with --raters"}
     if not live:
-        facts["pairs"] = f"{pairs:,}, each for {each:,} raters: {pairs * each:,} votes"
-    if known:
-        facts["already"] = f"{known:,} votes"
+        facts |= {"pairs": f"{pairs:,} on {prompts:,} prompts", "raters per pair": f"{each:,}"}
+        facts["votes wanted"] = f"{pairs * each:,}" + (f"; {known:,} are there already" if known else "")
     show(keys, lambda: output.facts(f"{votes} would be", facts))
 
 

@@ -137,4 +137,5 @@ def test_a_dry_run_writes_nothing(folder: Path, fourbit_here: Run) -> None:
     assert json.loads(known.out) == json.loads(done.out) | {"votes": "known.sqlite"}
     with Store(folder / "known.sqlite") as store:
         assert set(store.raters) == {"anna"}
-    assert "4, each for 1 raters: 4 votes" in fourbit_here("arena", "--votes", "known.sqlite", "--dry-run").out
+    shown = fourbit_here("arena", "--votes", "known.sqlite", "--dry-run").out
+    assert [line.split()[-1] for line in shown.splitlines()[1:] if line.strip()] == ["b", "anna", "prompts", "1", "4"]

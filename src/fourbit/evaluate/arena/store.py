@@ -2,7 +2,7 @@
 
 What a rater is shown is written down before it is sent, with the order that was drawn for it; so whoever closes the
 browser comes back to the same pair in the same order. That a rater has one vote on a pair is not a matter of care:
-`shown` holds a rater and a pair once, and `votes` holds what was shown once.
+the tables hold a rater and a pair once, and a vote on that once (schema.py).
 """
 
 from __future__ import annotations
@@ -21,46 +21,13 @@ from typing import Any
 from fourbit.errors import InputError
 from fourbit.evaluate.arena.ballots import AlreadyVoted, Choice, NotYours, Progress, Showing, Vote
 from fourbit.evaluate.arena.pairs import Pair, PairSet, in_turn
+from fourbit.evaluate.arena.schema import APPLICATION, TABLES
 from fourbit.evaluate.database import explained
 
 __all__ = ["Store"]
 
 RESERVED_S = 1800.0
 """How long a pair that was shown and not voted on counts as one that will be."""
-
-_APPLICATION = 0x34624131  # "4bA1", by which SQLite files are told apart
-_TABLES = """
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE prompts (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, question TEXT NOT NULL);
-CREATE TABLE answers (
-    number INTEGER PRIMARY KEY, prompt INTEGER NOT NULL REFERENCES prompts, system TEXT NOT NULL, text TEXT NOT NULL,
-    UNIQUE (prompt, system)
-);
-CREATE TABLE pairs (
-    number INTEGER PRIMARY KEY, one INTEGER NOT NULL REFERENCES answers, other INTEGER NOT NULL REFERENCES answers,
-    UNIQUE (one, other)
-);
-CREATE VIEW compared AS
-    SELECT pairs.number AS pair, prompts.id AS prompt, question,
-        a.system AS one, b.system AS other, a.text AS one_answer, b.text AS other_answer
-    FROM pairs JOIN answers AS a ON a.number = one JOIN answers AS b ON b.number = other
-        JOIN prompts ON prompts.number = a.prompt;
-CREATE TABLE raters (name TEXT PRIMARY KEY, token TEXT NOT NULL UNIQUE) WITHOUT ROWID;
-CREATE TABLE shown (
-    ticket TEXT PRIMARY KEY, rater TEXT NOT NULL REFERENCES raters, pair INTEGER NOT NULL REFERENCES pairs,
-    swapped INTEGER NOT NULL CHECK (swapped IN (0, 1)), shown_at REAL NOT NULL,
-    UNIQUE (rater, pair)
-) WITHOUT ROWID;
-CREATE INDEX shown_pairs ON shown (pair);
-CREATE TABLE votes (
-    number INTEGER PRIMARY KEY, ticket TEXT NOT NULL UNIQUE REFERENCES shown,
-    choice TEXT NOT NULL CHECK (choice IN ('A', 'B', 'tie', 'both bad')), voted_at REAL NOT NULL
-);
-CREATE TABLE corrected (
-    ticket TEXT NOT NULL REFERENCES shown, choice TEXT NOT NULL, voted_at REAL NOT NULL, corrected_at REAL NOT NULL
-);
-CREATE INDEX corrected_tickets ON corrected (ticket);
-"""
 
 
 class Store:
@@ -365,7 +332,7 @@ class Store:
     def _prepare(self, make: bool) -> None:
         known = self._run("PRAGMA application_id").fetchone()[0]
         tables = self._run("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if known != _APPLICATION and (tables or not make):
+        if known != APPLICATION and (tables or not make):
             raise InputError(f"{self.path} holds no votes of fourbit arena; choose another file with --votes.")
         self._run("PRAGMA foreign_keys = ON")
         self._run("PRAGMA synchronous = FULL")  # on the disk, not only on its way
@@ -374,8 +341,8 @@ class Store:
         self._run("PRAGMA journal_mode = WAL")
         with self._transaction():
             if not self._run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                self._run(f"PRAGMA application_id = {_APPLICATION}")
-                for statement in _TABLES.split(";")[:-1]:
+                self._run(f"PRAGMA application_id = {APPLICATION}")
+                for statement in TABLES.split(";")[:-1]:
                     self._run(statement)
 
     @contextmanager
