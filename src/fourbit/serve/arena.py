@@ -39,7 +39,7 @@ LONGEST_PROMPT = 20_000
 """Characters that a rater may ask."""
 
 _REST = 4.0
-"""After a survey there is none for so many times as long as it took, so that those who vote are not kept waiting."""
+"""After a survey there is none for so many times its processor time, so that those who vote are not kept waiting."""
 
 _LOG = logging.getLogger("fourbit.serve")
 _PAGES = Path(__file__).with_name("pages")
@@ -53,7 +53,7 @@ class _Arena:
     Attributes:
         asking: by rater, the answers that are being made.
         refusals: by rater, why the last ones were not.
-        surveyed: the last survey, as JSON; `state` of the votes then, when it was made, and how many seconds it took.
+        surveyed: the last survey, as JSON; `state` of the votes then, when it was made, and its processor time.
     """
 
     store: Store
@@ -273,12 +273,12 @@ async def _survey(request: Request, arena: Known) -> dict[str, Any]:
 
 
 def _take_survey(arena: _Arena) -> None:
-    state, began = arena.store.state, time.monotonic()
+    state, began = arena.store.state, time.thread_time()
     if state == arena.state:
         return
     survey = asdict(take_survey(arena.store, raters_per_pair=arena.raters_per_pair))
     arena.surveyed, arena.state = survey | {"counted_at": time.time()}, state
-    arena.surveyed_at, arena.took_s = time.monotonic(), time.monotonic() - began
+    arena.surveyed_at, arena.took_s = time.monotonic(), time.thread_time() - began
 
 
 def _votes(request: Request, arena: Known) -> Response:

@@ -3,7 +3,7 @@
 const token = location.pathname.split("/").pop();
 const $ = id => document.getElementById(id);
 const headers = { Authorization: `Bearer ${token}` };
-const POLL_MS = 3000;
+const POLL_MS = 2000;
 
 const percent = value => `${(100 * value).toFixed(0)}%`;
 const number = value => value.toFixed(2).replace("-", "−");

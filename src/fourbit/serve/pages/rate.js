@@ -6,7 +6,7 @@ const $ = id => document.getElementById(id);
 const screens = ["pair", "ask", "waiting", "done", "trouble"];
 const labels = { A: "A is better", B: "B is better", tie: "Tie", "both bad": "Both bad" };
 const keys = { a: "A", 1: "A", t: "tie", 2: "tie", x: "both bad", 3: "both bad", b: "B", 4: "B" };
-const SETTLE_MS = 350; // a second press of a key is no vote on the next pair
+const SETTLE_MS = 250; // a second press of a key is no vote on the next pair
 const POLL_MS = 1000;
 
 let pair = null, correcting = false, busy = false, plain = false, voted = false;
