@@ -170,7 +170,8 @@ def _score(model: Any, rows: Sequence[_Row], shared: int, prefix: Any) -> list[S
     first = torch.tensor([[row.start - shared - 1] for row in rows])
     places = torch.minimum(first + torch.arange(scored), last).to(model.device)
     logits = _logits(model, [row.ids[shared:] for row in rows], places, shared, prefix)
-    norms = torch.stack([row.float().logsumexp(dim=-1) for row in logits])  # one at a time: words are many
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    norms = torch.stack([row.to(wide).logsumexp(dim=-1) for row in logits])  # one at a time: words are many
     found = logits[b, j, tokens].double() - norms[b, j].double()  # so that rounding makes no two letters equal
     sums = found.new_zeros(len(cases)).index_add_(0, case, found).tolist()
     missed = (logits.argmax(dim=-1)[b, j] != tokens).double()
