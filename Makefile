@@ -81,7 +81,7 @@ clean:  ## remove what was built, but not .venv
 $(INSTALLED): pyproject.toml $(CONSTRAINTS) constraints-tools.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) \
-		--editable '.[bench,dev,eval,serve,train]'
+		--editable '.[bench,dev,eval,harness,serve,train]'
 	touch $@
 
 # Where there is no compiler the plain-torch backend runs, so that is no failure.

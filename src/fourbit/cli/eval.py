@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +14,11 @@ from fourbit.cli import options, output
 from fourbit.words import size
 
 if TYPE_CHECKING:
-    from fourbit.evaluate import Mmlu, Perplexity
+    from rich.console import RenderableType
 
-__all__ = ["app", "mmlu", "perplexity"]
+    from fourbit.evaluate import Mmlu, Perplexity, TaskScore
+
+__all__ = ["app", "harness", "mmlu", "perplexity"]
 
 app = typer.Typer(help="Score a model.")
 
@@ -152,9 +155,104 @@ def mmlu(
         show(keys, lambda: output.facts(f"{model} on {data}", _mmlu_facts(keys)))
 
 
+@app.command()
+def harness(
+    model: options.Model,
+    tasks: Annotated[
+        list[str], typer.Option(metavar="NAMES", help="Tasks, groups or tags, with commas between; may be repeated.")
+    ],
+    adapter: Annotated[str | None, typer.Option(help="A PEFT adapter to put on the model.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Worked examples before each question. Default: what the task says.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Ask the first so many examples of each task.")] = None,
+    include_path: Annotated[
+        Path | None,
+        typer.Option(help="A folder with tasks of your own, as the harness' YAML; Python that they name is run."),
+    ] = None,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="Ask in the tokenizer's chat template.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Rows in one forward pass.")] = 8,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens that the model reads at most. Default: what it was made for.")
+    ] = None,
+    format: options.Format = None,
+    block_size: options.BlockSize = None,
+    double_quant: options.DoubleQuant = None,
+    dtype: Annotated[str, typer.Option(help="What is computed in: float32, bfloat16 or float16.")] = "bfloat16",
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: output.AsJson = False,
+) -> None:
+    """Score a model on any task of lm-evaluation-harness.
+
+    The task, its prompts and its metrics are the harness'; the model runs in 4 bits with its adapter.
+    """
+    with output.result(as_json) as show:
+        from fourbit.evaluate import load_harness_tasks, measure_tasks
+        from fourbit.models.origin import ModelOrigin
+        from fourbit.models.tokenizer import load_tokenizer
+
+        origin = ModelOrigin(
+            model=model,
+            adapter=adapter,
+            format=format,
+            block_size=block_size,
+            double_quant=double_quant,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+        )
+        origin.folder()  # a wrong name shall not come to light after data was fetched
+        names = [name.strip() for given in tasks for name in given.split(",") if name.strip()]
+        found = load_harness_tasks(names, shots=shots, include_path=include_path)
+        tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, revision=revision)
+        loaded = origin.load_model()
+        started = time.monotonic()
+        with output.progress() as progress:
+            scores = measure_tasks(
+                loaded,
+                tokenizer,
+                found,
+                limit=limit,
+                batch_size=batch_size,
+                max_length=max_length,
+                chat=apply_chat_template,
+                progress=_with_rate(progress, "requests"),
+            )
+        keys = {
+            "tasks": {name: asdict(score) for name, score in scores.items()},
+            "seconds": time.monotonic() - started,
+            **origin.weights(loaded),
+            "model": model,
+            "adapter": adapter,
+        }
+        show(keys, lambda: _task_rows(model, scores))
+
+
+def _task_rows(model: str, scores: Mapping[str, TaskScore]) -> RenderableType:
+    cells = []
+    for name, score in scores.items():
+        for metric, value in score.metrics.items():
+            error = score.standard_errors.get(metric)
+            cells.append(
+                [
+                    name,
+                    metric,
+                    "-" if value is None else f"{value:.4f}",
+                    "" if error is None else f"{error:.4f}",
+                    "" if score.shots is None else str(score.shots),
+                    f"{score.examples:,}",
+                ]
+            )
+    return output.rows(model, ["task", "metric", "score", "±", "shots", "examples"], cells, left=("task", "metric"))
+
+
 def _mmlu_keys(score: Mmlu) -> dict[str, Any]:
     return {
         "accuracy": score.accuracy,
+        "question_accuracy": score.question_accuracy,
         "standard_error": score.standard_error,
         "subjects": score.subjects,
         "questions": score.questions,
@@ -169,6 +267,7 @@ def _mmlu_facts(keys: dict[str, Any]) -> dict[str, str]:
     ranked = sorted(keys["subjects"].items(), key=lambda item: -item[1])
     rows = {
         "accuracy": f"{keys['accuracy']:.2%} ± {keys['standard_error']:.2%}; 25% by chance",
+        "over questions": f"{keys['question_accuracy']:.2%}, as lm-evaluation-harness counts",
         "questions": f"{keys['questions']:,} of {len(ranked)} subjects, {keys['shots']} shots",
     }
     if keys["shortened"]:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from fourbit.errors import InputError, MissingExtra
 
-__all__ = ["SUFFIXES", "Record", "Records", "load_splits", "read_records", "read_text"]
+__all__ = ["SUFFIXES", "Record", "Records", "hub_answers", "load_splits", "offline", "read_records", "read_text"]
 
 Record: TypeAlias = dict[str, Any]
 
@@ -279,7 +279,7 @@ def load_splits(name: str, subset: str | None = None) -> Any:
     except Exception:  # whatever a network does
         reachable = False
     try:
-        with nullcontext() if reachable else _offline():
+        with nullcontext() if reachable else offline():
             return datasets.load_dataset(name, subset)
     except Exception as error:
         if not reachable:
@@ -291,8 +291,22 @@ def load_splits(name: str, subset: str | None = None) -> Any:
         raise InputError(f"The dataset {name} on the hub cannot be read: {reason}.") from error
 
 
+def hub_answers() -> bool:
+    """Whether the hub can be reached at all, known within seconds."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        huggingface_hub.HfApi().dataset_info("cais/mmlu", timeout=_TIMEOUT_S)
+    except errors.HfHubHTTPError:  # an answer, whatever it says
+        return True
+    except Exception:  # whatever a network does
+        return False
+    return True
+
+
 @contextmanager
-def _offline() -> Iterator[None]:
+def offline() -> Iterator[None]:
     """As with HF_HUB_OFFLINE, which is read only once, at import."""
     import datasets
     from huggingface_hub import constants

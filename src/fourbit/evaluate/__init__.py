@@ -1,4 +1,4 @@
-"""Scores of a model: perplexity, multiple-choice questions, and what raters say of its answers.
+"""Scores of a model: perplexity, multiple-choice questions, other tasks, and what raters say of its answers.
 
 Each name loads what it needs when it is first used.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 _HOMES = {
     "Agreement": "fourbit.evaluate.agreement",
     "Exam": "fourbit.evaluate.questions",
+    "HarnessTasks": "fourbit.evaluate.harness",
     "Matches": "fourbit.evaluate.matches",
     "Mmlu": "fourbit.evaluate.mmlu",
     "Perplexity": "fourbit.evaluate.perplexity",
@@ -18,12 +19,15 @@ _HOMES = {
     "Ranking": "fourbit.evaluate.ranking",
     "Rating": "fourbit.evaluate.ratings",
     "Share": "fourbit.evaluate.shares",
+    "TaskScore": "fourbit.evaluate.harness",
     "bradley_terry": "fourbit.evaluate.likelihood",
     "elo": "fourbit.evaluate.tournament",
+    "load_harness_tasks": "fourbit.evaluate.harness",
     "measure_agreement": "fourbit.evaluate.agreement",
     "measure_mmlu": "fourbit.evaluate.mmlu",
     "measure_perplexity": "fourbit.evaluate.perplexity",
     "measure_shares": "fourbit.evaluate.shares",
+    "measure_tasks": "fourbit.evaluate.harness",
     "read_documents": "fourbit.evaluate.texts",
     "read_exam": "fourbit.evaluate.questions",
     "read_ratings": "fourbit.evaluate.ratings",
@@ -32,6 +36,7 @@ _HOMES = {
 __all__ = [
     "Agreement",
     "Exam",
+    "HarnessTasks",
     "Matches",
     "Mmlu",
     "Perplexity",
@@ -39,12 +44,15 @@ __all__ = [
     "Ranking",
     "Rating",
     "Share",
+    "TaskScore",
     "bradley_terry",
     "elo",
+    "load_harness_tasks",
     "measure_agreement",
     "measure_mmlu",
     "measure_perplexity",
     "measure_shares",
+    "measure_tasks",
     "read_documents",
     "read_exam",
     "read_ratings",
@@ -52,6 +60,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from fourbit.evaluate.agreement import Agreement, measure_agreement
+    from fourbit.evaluate.harness import HarnessTasks, TaskScore, load_harness_tasks, measure_tasks
     from fourbit.evaluate.likelihood import bradley_terry
     from fourbit.evaluate.matches import Matches
     from fourbit.evaluate.mmlu import Mmlu, measure_mmlu
