@@ -76,7 +76,7 @@ def score_continuations(model: nn.Module, asked: Sequence[Asked], *, batch_size:
     """
     rows = [row for place, one in enumerate(asked) for row in _rows(place, one)]
     with evaluating(model), torch.no_grad():
-        for shared, group in _groups([row.ids for row in rows]):
+        for shared, group in _groups([row.ids[: row.start] for row in rows]):
             prefix = _prefix(model, rows[group[0]].ids[:shared])
             group.sort(key=lambda place: -len(rows[place].ids))
             for start in range(0, len(group), batch_size):
@@ -99,16 +99,18 @@ def _rows(place: int, asked: Asked) -> list[_Row]:
     return rows
 
 
-def _groups(rows: Sequence[Ids]) -> Iterator[tuple[int, list[int]]]:
+def _groups(contexts: Sequence[Ids]) -> Iterator[tuple[int, list[int]]]:
     """Which rows to run behind one cached beginning, and how many tokens that has; 0 for none.
 
-    From the shortest beginning that rows share to the longest, each becomes a group's where that saves tokens.
+    From the shortest beginning that contexts share to the longest, each becomes a group's where that saves tokens. The
+    last token of a context is never in it, as what comes next is scored there.
     """
-    order = sorted(range(len(rows)), key=lambda place: rows[place].astype(">i4").tobytes())
-    common = np.array([_common(rows[a], rows[b]) for a, b in zip(order, order[1:], strict=False)], dtype=np.int64)
-    group = np.zeros(len(rows), dtype=np.int64)
+    order = sorted(range(len(contexts)), key=lambda place: contexts[place].astype(">i4").tobytes())
+    pairs = zip(order, order[1:], strict=False)
+    common = np.array([_common(contexts[a], contexts[b]) for a, b in pairs], dtype=np.int64)
+    group = np.zeros(len(contexts), dtype=np.int64)
     lengths = [0]
-    waiting = [(0, len(rows), 0)]
+    waiting = [(0, len(contexts), 0)]
     while waiting:
         low, high, depth = waiting.pop()
         if high - low < 2:

@@ -103,7 +103,6 @@ def load_harness_tasks(
             task.set_config(key="num_fewshot", value=shots)
         elif task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=_seeds()[1])
     return HarnessTasks(loaded)
 
 
@@ -147,6 +146,8 @@ def measure_tasks(
     from fourbit.evaluate.harness_model import HarnessModel
 
     _seed()
+    for task in tasks.loaded["tasks"].values():
+        task.set_fewshot_seed(seed=_seeds()[1])
     with _quiet():
         found = evaluator.evaluate(
             HarnessModel(model, tokenizer, batch_size=batch_size, max_length=max_length, progress=progress),

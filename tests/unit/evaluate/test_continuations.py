@@ -75,7 +75,7 @@ def small(kind: str, **settings: Any) -> Any:
     return model.double().eval()
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize(("batch_size", "group_tokens"), [(1, 40), (7, 40), (3, -1000)])
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
@@ -87,15 +87,18 @@ def small(kind: str, **settings: Any) -> Any:
     ],
 )
 def test_any_model_scores_as_without_sharing(
-    kind: str, settings: dict[str, Any], batch_size: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, settings: dict[str, Any], batch_size: int, group_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Windows, capped logits, learned positions and recurrent states included."""
-    monkeypatch.setattr("fourbit.evaluate.continuations.GROUP_TOKENS", 40)  # so that 31 short contexts have groups
+    """Windows, capped logits, learned positions and recurrent states included.
+
+    The beginnings are shared where that is cheap for 31 short contexts, and then at every token where two part.
+    """
+    monkeypatch.setattr("fourbit.evaluate.continuations.GROUP_TOKENS", group_tokens)
     model = small(kind, **settings)
     asked = asked_for(0)
     asked[4] = Asked(asked[4].context, [likeliest(model, asked[4].context, 3), *asked[4].continuations])
     groups = list(_groups([np.array(one.context, dtype=np.int32) for one in asked]))
-    assert sorted(shared > 0 for shared, _ in groups) == [False, True, True]
+    assert {shared for shared, _ in groups} == {0 if group_tokens > 0 else 3, 40, 90}
     scored = [one for batch in score_continuations(model, asked, batch_size=batch_size) for one in batch]
     expected = brute_force(model, asked)
     assert sorted((one.place, one.which) for one in scored) == sorted(expected)

@@ -1,0 +1,181 @@
+"""MMLU beside lm-evaluation-harness, question by question: docs/mmlu.md and the numbers behind it.
+
+    python benchmarks/mmlu_harness.py MMLU MODEL...     measures (half an hour on one core), then writes the page
+    python benchmarks/mmlu_harness.py [--check]         writes the page from the stored numbers, or only checks it
+
+Both ask the same model object, in fp32, in bf16 and in NF4, with the harness' own wrapper of transformers models on its
+side. Where its answer is another, it is kept how far apart it finds the two letters.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fourbit.bench import environment, rows
+from fourbit.evaluate import Exam, Mmlu, Question, measure_mmlu, read_exam
+from fourbit.evaluate.questions import LETTERS, render
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "mmlu.md"
+NUMBERS = ROOT / "benchmarks" / "results" / "mmlu_harness.json"
+SPEEDS = ROOT / "benchmarks" / "results" / "mmlu-zen5-2core.csv"
+LIFTED = 8192
+"""Positions that a model is told to have, so that five examples fit before any question. What it then says is of no use,
+but it is the same for both."""
+FIVE_SHOT_LIMIT = 2
+"""Questions of a subject at five shots, of which the harness reads every example anew."""
+HEADING = "The following are multiple choice questions (with answers) about {space}{subject}.\n\n"
+WEIGHTS = {"fp32": ("none", "float32"), "NF4, fp32": ("nf4", "float32"), "bf16": ("none", "bfloat16")}
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, write or check; returns the exit code."""
+    if arguments and arguments != ["--check"]:
+        NUMBERS.write_text(json.dumps(measured(arguments[0], arguments[1:]), indent=1) + "\n")
+    text = page(json.loads(NUMBERS.read_text()), rows.read(SPEEDS))
+    if arguments == ["--check"]:
+        if PAGE.exists() and PAGE.read_text() == text:
+            return 0
+        print("docs/mmlu.md is not what the numbers say; run `python benchmarks/mmlu_harness.py`.")
+        return 1
+    PAGE.write_text(text)
+    return 0
+
+
+def measured(data: str, models: list[str]) -> dict[str, Any]:
+    """All comparisons."""
+    from fourbit.models.origin import ModelOrigin
+    from fourbit.models.tokenizer import load_tokenizer
+
+    exams, found = {0: read_exam(data), 5: read_exam(data, limit=FIVE_SHOT_LIMIT)}, []
+    for path in models:
+        tokenizer = load_tokenizer(path)
+        for weights, (format, dtype) in WEIGHTS.items():
+            model = ModelOrigin(model=path, format=format, dtype=dtype).load_model()
+            own = model.config.max_position_embeddings
+            cases = [(0, own, False), (0, LIFTED, False), (5, LIFTED, False)]
+            if weights == "fp32":
+                cases += [(5, own, False), (0, LIFTED, True), (5, LIFTED, True)]
+            for shots, length, stock in cases:
+                model.config.max_position_embeddings = length
+                compared = compare(model, tokenizer, exams[shots], shots=shots, stock=stock)
+                found.append({"model": Path(path).name, "weights": weights, "context": length, **compared})
+                print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+    return {"environment": environment.facts(), "comparisons": found}
+
+
+def compare(model: Any, tokenizer: Any, exam: Exam, *, shots: int, stock: bool, batch_size: int = 8) -> dict[str, Any]:
+    """Both answers to every question of an exam.
+
+    Args:
+        stock: whether the harness asks in its own words, or in ours.
+
+    Returns:
+        accuracy and harness_accuracy over subjects, questions, cut (asked of a model too short for the whole prompt),
+        differ, differ_whole (where nothing was cut), and widest_gap: the most by which the harness prefers its letter to
+        ours where nothing was cut, in nats.
+    """
+    length = model.config.max_position_embeddings
+    ours = measure_mmlu(model, tokenizer, exam, shots=shots, batch_size=batch_size, max_length=length)
+    with harness_tasks(exam, shots=shots, stock=stock) as tasks:
+        theirs = ask_harness(model, tokenizer, tasks, batch_size=batch_size)
+    right = {name: [LETTERS.index(question.answer) for question in found] for name, found in exam.questions.items()}
+    chosen = {name: [scores.index(max(scores)) for scores in found] for name, found in theirs.items()}
+    cut, gaps = 0, []
+    differ = 0
+    for name, questions in exam.questions.items():
+        for place, question in enumerate(questions):
+            prompt = render(question, exam.examples[name][:shots])
+            whole = len(tokenizer(f"{prompt} A", verbose=False).input_ids) <= length
+            cut += not whole
+            scores, answer = theirs[name][place], ours.answers[name][place]
+            if answer != chosen[name][place]:
+                differ += 1
+                gaps += [max(scores) - scores[answer]] if whole else []
+    return {
+        "shots": shots,
+        "stock": stock,
+        "questions": ours.questions,
+        "accuracy": ours.accuracy,
+        "harness_accuracy": Mmlu(chosen, right, shots, 0, 0.0).accuracy,
+        "cut": cut,
+        "differ": differ,
+        "differ_whole": len(gaps),
+        "widest_gap": max(gaps, default=0.0),
+    }
+
+
+@contextmanager
+def harness_tasks(exam: Exam, *, shots: int, stock: bool = False) -> Iterator[dict[str, Any]]:
+    """An exam as tasks of the harness, a subject each: its MMLU template over files of ours.
+
+    Args:
+        stock: leave the template as it is. It strips questions and writes one space less before the subject.
+    """
+    import lm_eval
+    import yaml
+    from lm_eval.tasks import TaskManager
+
+    path = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default" / "_default_template_yaml"
+    template = yaml.safe_load(path.read_text())
+    if not stock:
+        template["doc_to_text"] = template["doc_to_text"].replace("question.strip()", "question")
+    with tempfile.TemporaryDirectory() as folder:
+        tasks = []
+        for name in exam.questions:
+            files = {}
+            for split, questions in {"test": exam.questions[name], "dev": exam.examples[name]}.items():
+                files[split] = str(Path(folder, f"{name}.{split}.jsonl"))
+                Path(files[split]).write_text("".join(json.dumps(_document(question)) + "\n" for question in questions))
+            heading = HEADING.format(space="" if stock else " ", subject=name.replace("_", " "))
+            task = {"task": name, "description": heading, "dataset_path": "json", "num_fewshot": shots}
+            tasks.append({**template, **task, "dataset_kwargs": {"data_files": files, "cache_dir": folder}})
+        yield TaskManager(include_defaults=False).load(tasks)
+
+
+def _document(question: Question) -> dict[str, Any]:
+    return {
+        "question": question.text,
+        "choices": list(question.choices),
+        "answer": LETTERS.index(question.answer),
+    }
+
+
+def ask_harness(
+    model: Any, tokenizer: Any, tasks: Mapping[str, Any], *, batch_size: int
+) -> dict[str, list[list[float]]]:
+    """Subject -> for each question what the harness' own wrapper finds: the log-likelihoods of the four letters."""
+    from lm_eval import evaluator
+    from lm_eval.models.huggingface import HFLM
+
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):  # a bar for each subject
+        found = evaluator.evaluate(wrapped, tasks, bootstrap_iters=0)["samples"]
+    ordered = {name: sorted(samples, key=lambda sample: sample["doc_id"]) for name, samples in found.items()}
+    return {
+        name: [[reply[0][0] for reply in sample["resps"]] for sample in samples] for name, samples in ordered.items()
+    }
+
+
+def page(numbers: Mapping[str, Any], speeds: list[rows.Row]) -> str:
+    """docs/mmlu.md."""
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    torch.manual_seed(0)
+    raise SystemExit(main(sys.argv[1:]))
