@@ -39,6 +39,49 @@ HEADING = "The following are multiple choice questions (with answers) about {spa
 WEIGHTS = {"fp32": ("none", "float32"), "NF4, fp32": ("nf4", "float32"), "bf16": ("none", "bfloat16")}
 
 
+INTRODUCTION = """`fourbit eval mmlu` asks multiple-choice questions with four answers. `fourbit eval harness` runs the other tasks of
+[lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness). Both take a model in 16 or 4 bits, with an
+adapter or without.
+
+    fourbit eval mmlu path/to/model --adapter adapter --data mmlu
+    fourbit eval mmlu path/to/model --data cais/mmlu --shots 0 --subject anatomy --json
+    fourbit eval harness path/to/model --tasks hellaswag,arc_easy --adapter adapter --limit 100
+
+The prompt is that of the original evaluation, worked examples first; the answer is the letter that the model finds likeliest
+after "Answer:". `--data` is MMLU's own folder of CSV files (`dev` for the examples, `test` or `val` for the questions), a
+file, or a name on the hub. `mmlu` of `fourbit train` asks the same at every evaluation of a run.
+
+What prompts have in common is computed once: the worked examples of a subject, the heading of all. The output head sees the
+last place of each prompt only. See [continuations.py](../src/fourbit/evaluate/continuations.py).
+"""
+OTHER_TASKS = """
+## Other tasks
+
+`fourbit eval harness` needs `pip install 'fourbit[harness]'`. Prompts, metrics and names are the harness'; so are random
+seeds, cut contexts and what counts as right, and what it writes as `"acc,none"` is `acc` here. Log-likelihoods are
+computed as for MMLU, so that choices of a question share its context and questions their examples; generated answers go
+through transformers' `generate`. The suite holds every kind of request against the harness' own wrapper of the same model
+in 4 bits with an adapter ([test_harness.py](../tests/unit/evaluate/test_harness.py)).
+
+A task of one's own is a YAML file, and `--include-path` its folder; its data may be a local file:
+
+```yaml
+task: colours
+dataset_path: json
+dataset_kwargs: {data_files: {test: colours.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: answer
+metric_list: [{metric: acc}]
+```
+
+Tasks that run code which the model wrote are refused, and so are those with pictures. Standard errors that have no
+formula come from 1,000 resamples; the harness takes 100,000.
+"""
+
+
 def main(arguments: list[str]) -> int:
     """Measure, write or check; returns the exit code."""
     if arguments and arguments != ["--check"]:
@@ -170,7 +213,102 @@ def ask_harness(
 
 def page(numbers: Mapping[str, Any], speeds: list[rows.Row]) -> str:
     """docs/mmlu.md."""
-    raise NotImplementedError
+    compared = numbers["comparisons"]
+    whole = [one for one in compared if not one["stock"] and one["weights"] != "bf16"]
+    rounded = [one for one in compared if one["weights"] == "bf16"]
+    stock = [one for one in compared if one["stock"]]
+    asked = sum(one["questions"] - one["cut"] for one in whole)
+    differing = sum(one["differ_whole"] for one in whole)
+    facts = numbers["environment"]
+    return f"""# MMLU, and other tasks
+
+{INTRODUCTION}
+## Beside lm-evaluation-harness
+
+The harness ({facts["libraries"]}) asked the same model object the same prompts, through its own wrapper of transformers
+models: its MMLU template over the same files, with the second space that the original prompts have before the subject,
+and without its stripping of questions. The questions are the {compared[0]["questions"]:,} of the validation split, at five
+shots the first {FIVE_SHOT_LIMIT} of each subject. To "{LIFTED:,}" positions a model was told that it has so many, so that no
+prompt is cut; its answers are worth nothing then, and the same to both.
+
+{_table(whole)}
+
+Of {asked:,} questions whose prompts were read whole, in fp32 and in NF4 that computes in fp32, **{differing} were answered
+differently**. What differs beyond is explained question by question:
+
+- **Cut prompts.** A prompt that is longer than the model's context loses worked examples here, as in the original
+  evaluation, and counts as wrong where even the bare question is too long. The harness cuts tokens off its beginning.
+- **bf16.** The harness takes the logarithms of probabilities in bf16, where the four letters are often exactly alike, and
+  then the first of them wins; another order of sums changes logits by a unit in the last place, too. Where the answers
+  differ, the harness finds the two letters at most {max((one["widest_gap"] for one in rounded), default=0):.3f} nats apart:
+
+{_table(rounded)}
+
+- **The harness' own words.** Its template writes one space less before the subject and strips questions, so that every
+  prompt is another one:
+
+{_table(stock)}
+
+- **Averages.** `accuracy` is the mean over subjects, as in the paper; the harness' number for the group `mmlu` is the mean
+  over questions, which is `question_accuracy` here.
+
+`python benchmarks/mmlu_harness.py MMLU MODEL...` makes these tables anew.
+
+## How fast
+
+{_speeds(speeds)}
+{OTHER_TASKS}"""
+
+
+def _table(compared: list[dict[str, Any]]) -> str:
+    """A comparison a line."""
+    lines = [
+        "| model | weights | shots | positions | questions | fourbit | harness | cut | other answers | of prompts read whole |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in compared:
+        cells = [
+            one["model"],
+            one["weights"],
+            one["shots"],
+            f"{one['context']:,}",
+            f"{one['questions']:,}",
+            f"{one['accuracy']:.2%}",
+            f"{one['harness_accuracy']:.2%}",
+            one["cut"],
+            one["differ"],
+            one["differ_whole"],
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _speeds(speeds: list[rows.Row]) -> str:
+    """The last run of each case, and how it was made."""
+    latest = rows.latest(speeds)
+    if not latest:
+        return "Not measured yet.\n"
+    lines = ["| what | fourbit, questions/s | lm-evaluation-harness | ratio of medians |", "|---|---|---|---|"]
+    for case, found in sorted(latest.items()):
+        by_name = {one.contender: one for one in found}
+        ours, theirs = by_name["fourbit"], by_name["lm-evaluation-harness"]
+        shown = [f"{one.median:.2f} ({one.minimum:.2f} to {one.maximum:.2f})" for one in (ours, theirs)]
+        lines.append(f"| {case.removeprefix('mmlu ')} | {' | '.join(shown)} | {ours.median / theirs.median:.2f} |")
+    one = next(iter(latest.values()))[0]
+    return (
+        "\n".join(lines)
+        + f"""
+
+{one.cpu}, {one.cores} cores, torch {one.torch}, transformers {one.transformers}, {one.libraries}; one process, the
+same model object in bf16 and the same batch size for both, in turns; medians of {one.samples} rounds after one that does not
+count, and their range. `benchmarks/mmlu_speed.py`, rows in `benchmarks/results/{SPEEDS.name}`.
+
+At five shots the harness reads the worked examples with every question, and we read them once for a subject. At no shots
+there is next to nothing to share: what is saved are the output head and the softmax at all places but one, and the
+tokenizer's work, of which the harness asks for eight times as much. There the bar of twice its speed is missed on a model
+whose layers are most of the work, as what is left is the product that both have to compute.
+"""
+    )
 
 
 if __name__ == "__main__":

@@ -52,7 +52,9 @@ def main(arguments: list[str]) -> int:
     for shots in map(int, given.shots.split(",")):
         with harness_tasks(exam, shots=shots) as tasks:
             contenders = {
-                OURS: lambda: measure_mmlu(model, tokenizer, exam, shots=shots, batch_size=given.batch_size).question_accuracy,
+                OURS: lambda: (
+                    measure_mmlu(model, tokenizer, exam, shots=shots, batch_size=given.batch_size).question_accuracy
+                ),
                 HARNESS: harness_of(model, tokenizer, tasks, given.batch_size),
             }
             seconds, found, others = in_turns(contenders, given.rounds)
@@ -141,7 +143,13 @@ def in_turns(
 
 
 def row(
-    facts: dict[str, Any], case: str, name: str, questions: int, seconds: list[float], check: float, others: float | None
+    facts: dict[str, Any],
+    case: str,
+    name: str,
+    questions: int,
+    seconds: list[float],
+    check: float,
+    others: float | None,
 ) -> rows.Row:
     """One contender in one case; the process is the same for both, so it has no memory of its own to tell."""
     rates = [questions / one for one in seconds]

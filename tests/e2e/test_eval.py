@@ -1,9 +1,10 @@
-"""`fourbit eval perplexity` on a real model, and on everything that can be wrong."""
+"""`fourbit eval` on a real model, and on everything that can be wrong."""
 
 from __future__ import annotations
 
 import json
 import math
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -200,3 +201,100 @@ def test_mmlu_for_a_person(fourbit_here: Run, stories_model: Path, shared_data: 
 )
 def test_mmlu_of_what_is_none(fourbit_here: Run, stories_model: Path, arguments: list[str], complaint: str) -> None:
     assert complaint in fourbit_here("eval", "mmlu", stories_model, *arguments).complaint
+
+
+def test_mmlu_of_the_hub(stories_model: Path, tmp_path: Path, fourbit_command: Run) -> None:
+    """By the hub's protocol, from the splits that cais/mmlu has."""
+    import pyarrow
+    from pyarrow import parquet
+
+    def table(count: int) -> bytes:
+        rows = [
+            {"question": f"Which {j}?", "subject": ("art", "law")[j % 2], "choices": list("wxyz"), "answer": j % 4}
+            for j in range(count)
+        ]
+        sink = pyarrow.BufferOutputStream()
+        parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+        return sink.getvalue().to_pybytes()
+
+    splits = "".join(f"  - {{split: {name}, path: all/{name}-*}}\n" for name in ("test", "dev"))
+    files = {
+        "README.md": f"---\nconfigs:\n- config_name: all\n  data_files:\n{splits}---\n".encode(),
+        "all/test-00000-of-00001.parquet": table(8),
+        "all/dev-00000-of-00001.parquet": table(4),
+    }
+    hub = runpy.run_path(str(Path(__file__).with_name("hub_server.py")))["hub"]
+    with hub("cais/mmlu", files) as (endpoint, seen):
+        settings = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+        asked = ("--data", "cais/mmlu", "--shots", "2", "--json")
+        keys = score(fourbit_command("eval", "mmlu", stories_model, *asked, **settings))
+    assert (keys["questions"], keys["shots"], list(keys["subjects"])) == (8, 2, ["art", "law"])
+    assert sum("parquet" in request and request.startswith("GET") for request in seen) == 2
+
+
+# ---- harness
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A folder with one task over one file."""
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed; pip install 'fourbit[harness]'")
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [
+        {"question": f"Tom had a {thing}. The {thing} was", "choices": ["very big", "zq"], "answer": number % 2}
+        for number, thing in enumerate(["dog", "cat", "ball", "car"])
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "own.yaml").write_text(
+        f"""task: own
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder / "rows.jsonl"}}}, cache_dir: {folder / "cache"}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+metric_list: [{{metric: acc}}]
+"""
+    )
+    return folder
+
+
+def test_tasks_of_the_harness(stories_model: Path, adapter: Path, tasks: Path, fourbit_here: Run) -> None:
+    base = ("eval", "harness", stories_model, "--tasks", "own", "--include-path", tasks)
+    keys = score(fourbit_here(*base, "--json"))
+    # the real model prefers English, so that it is right where "very big" is
+    assert keys["tasks"]["own"]["metrics"] == {"acc": 0.5}
+    assert (keys["tasks"]["own"]["examples"], keys["tasks"]["own"]["shots"]) == (4, 0)
+    assert (keys["format"], keys["dtype"], keys["adapter"]) == ("nf4", "bfloat16", None)
+    limited = score(fourbit_here(*base, "--json", "--limit", "1", "--adapter", adapter))
+    assert limited["tasks"]["own"]["metrics"] in ({"acc": 1.0}, {"acc": 0.0})
+    assert limited["adapter"] == str(adapter)
+    shown = fourbit_here(*base)
+    assert shown.code == 0, shown.err
+    assert shown.err == ""
+    assert "own    acc      0.5000" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--tasks", ","], "No task is named"),
+        (["--tasks", "own", "--limit", "0"], "The limit is 0"),
+        (["--tasks", "own", "--shots", "-1"], "-1 shots"),
+        (["--tasks", "own,own"], "asked for twice"),
+        (["--tasks", "own", "--format", "nf5"], "nf5"),
+        (["--tasks", "own", "--apply-chat-template"], "no chat template"),
+        ([], "--tasks"),
+    ],
+)
+def test_bad_input_of_the_harness(
+    arguments: list[str], says: str, stories_model: Path, tasks: Path, fourbit_here: Run
+) -> None:
+    given = ("eval", "harness", stories_model, "--include-path", tasks, *arguments)
+    assert says in fourbit_here(*given).complaint
+
+
+def test_tasks_for_no_model(tasks: Path, fourbit_here: Run) -> None:
+    assert "nowhere" in fourbit_here("eval", "harness", "nowhere/at/all", "--tasks", "own").complaint

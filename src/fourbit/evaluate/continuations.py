@@ -165,13 +165,13 @@ def _for_rows(prefix: Any, count: int) -> Any:
 def _score(model: Any, rows: Sequence[_Row], shared: int, prefix: Any) -> list[Scored]:
     """Run a batch of rows that begin with the same `shared` tokens, which `prefix` has seen."""
     cases = [(b, row, *case) for b, row in enumerate(rows) for case in row.scored]
-    steps = torch.tensor([(b, j, ids[j], case) for case, (b, _, _, _, ids) in enumerate(cases) for j in range(len(ids))])
-    b, j, tokens, case = steps.to(model.device).unbind(dim=1)
     scored = max(len(row.ids) - row.start for row in rows) + 1
     last = torch.tensor([[len(row.ids) - shared - 1] for row in rows])
     first = torch.tensor([[row.start - shared - 1] for row in rows])
-    places = torch.minimum(first + torch.arange(scored), last).to(model.device)
+    places = torch.minimum(first + torch.arange(scored), last)
     logits = _logits(model, [row.ids[shared:] for row in rows], places, shared, prefix)
+    steps = [(b, j, ids[j], case) for case, (b, _, _, _, ids) in enumerate(cases) for j in range(len(ids))]
+    b, j, tokens, case = torch.tensor(steps).to(logits.device).unbind(dim=1)
     wide = torch.promote_types(logits.dtype, torch.float32)
     norms = torch.stack([row.to(wide).logsumexp(dim=-1) for row in logits])  # one at a time: words are many
     found = logits[b, j, tokens].double() - norms[b, j].double()  # so that rounding makes no two letters equal
@@ -194,14 +194,17 @@ def _logits(model: Any, rows: Sequence[Ids], places: Tensor, shared: int, prefix
     for line, row in zip(padded, rows, strict=True):
         line[: len(row)] = row
     device = model.device
-    chosen = torch.arange(len(rows), device=device).unsqueeze(1), places
+    lines = torch.arange(len(rows)).unsqueeze(1)
     narrowed: list[bool] = []
+
+    def chosen(found: Tensor) -> Tensor:
+        return found[lines.to(found.device), places.to(found.device)]
 
     def narrow(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if len(inputs) != 1 or inputs[0].shape[:2] != padded.shape:
             return None
         narrowed.append(True)
-        return (inputs[0][chosen],)
+        return (chosen(inputs[0]),)
 
     head = model.get_output_embeddings()
     handle = None if head is None else head.register_forward_pre_hook(narrow)
@@ -216,4 +219,4 @@ def _logits(model: Any, rows: Sequence[Ids], places: Tensor, shared: int, prefix
     finally:
         if handle is not None:
             handle.remove()
-    return logits if len(narrowed) == 1 and logits.shape[1] == places.shape[1] else logits[chosen]
+    return logits if len(narrowed) == 1 and logits.shape[1] == places.shape[1] else chosen(logits)

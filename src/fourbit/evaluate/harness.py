@@ -138,7 +138,9 @@ def measure_tasks(
     config: Any = model.config
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if max_length is not None and not 2 <= max_length <= (longest or max_length):
-        raise InputError(f"The longest context is to have {max_length} tokens; this model takes 2 to {longest or 'any'}.")
+        raise InputError(
+            f"The longest context is to have {max_length} tokens; this model takes 2 to {longest or 'any'}."
+        )
     if chat and tokenizer.chat_template is None:
         raise InputError("The tokenizer has no chat template; ask without one.")
     from lm_eval import evaluator

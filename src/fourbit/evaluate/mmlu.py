@@ -73,7 +73,9 @@ class Mmlu:
     @property
     def question_accuracy(self) -> float:
         """The mean over questions, as lm-evaluation-harness gives it for all of MMLU."""
-        return sum(sum(map(int.__eq__, self.answers[name], right)) for name, right in self.right.items()) / self.questions
+        return (
+            sum(sum(map(int.__eq__, self.answers[name], right)) for name, right in self.right.items()) / self.questions
+        )
 
     @property
     def standard_error(self) -> float:

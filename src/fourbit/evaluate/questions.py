@@ -124,9 +124,9 @@ def _from_csv(path: Path) -> Iterator[Question]:
     for ending in ("_dev", "_val", "_test"):
         subject = subject.removesuffix(ending)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
-            for row in reader:
+            for row in filter(None, reader):  # not empty lines
                 yield _checked(f"{path}, line {reader.line_num}", subject, row[:1], row[1:5], row[5:])
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is no CSV of questions: {error}.") from error
@@ -134,10 +134,12 @@ def _from_csv(path: Path) -> Iterator[Question]:
 
 def _checked(place: str, subject: Any, text: Sequence[Any], choices: Sequence[Any], answer: Sequence[Any]) -> Question:
     letter = str(answer[0]).strip() if answer else ""
-    if len(text) != 1 or len(choices) != 4 or len(answer) != 1 or letter not in tuple(LETTERS):
+    written = len(text) == 1 and isinstance(text[0], str) and text[0].strip() and isinstance(subject, str)
+    told = len(choices) == 4 and all(isinstance(one, (str, int, float)) for one in choices)
+    if not written or not told or len(answer) != 1 or letter not in tuple(LETTERS):
         raise InputError(f"{place}: a question needs its text, four choices and the letter A, B, C or D of the answer.")
     first, second, third, fourth = map(str, choices)
-    return Question(str(subject), str(text[0]), (first, second, third, fourth), letter)
+    return Question(subject, text[0], (first, second, third, fourth), letter)
 
 
 def _from_file(path: Path) -> list[Question]:

@@ -95,6 +95,7 @@ def test_every_subject_counts_the_same() -> None:
     score = Mmlu({"a": [0, 1, 2, 3], "b": [1]}, {"a": [0, 1, 2, 0], "b": [0]}, 0, 0, 1.0)
     assert score.subjects == {"a": 0.75, "b": 0.0}
     assert score.accuracy == 0.375
+    assert score.question_accuracy == 0.6
     assert score.standard_error == pytest.approx((0.75 * 0.25 / 4) ** 0.5 / 2)
 
 
@@ -191,6 +192,19 @@ def test_the_released_prompts_are_taken_apart_and_come_out_again(shared_data: Pa
     assert asked == {(record["subject"], record["input"], record["output"]) for record in records}
 
 
+def test_tables_as_spreadsheets_write_them(tmp_path: Path) -> None:
+    """A byte order mark, line breaks and quotes in a cell, empty lines; what is written stays as it is."""
+    (tmp_path / "art_test.csv").write_bytes(
+        b'\xef\xbb\xbf"Who said ""no""?\nWhen?", a , b,"c, d",,A\r\n\r\nWhich?,1,2,3,4, B \r\n'
+    )
+    assert read_exam(str(tmp_path / "art_test.csv")).questions == {
+        "art": [
+            Question("art", 'Who said "no"?\nWhen?', (" a ", " b", "c, d", ""), "A"),
+            Question("art", "Which?", ("1", "2", "3", "4"), "B"),
+        ]
+    }
+
+
 def test_records_of_the_hub(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"subject": "art", "question": "Which?", "choices": ["1", "2", "3", "4"], "answer": 2}))
@@ -206,6 +220,10 @@ def test_records_of_the_hub(tmp_path: Path) -> None:
         ('{"question": "Which?", "choices": ["1", "2", "3", "4"], "answer": true}', "needs its text, four choices"),
         ('{"input": "Which?\\nA. 1\\nB. 2\\nAnswer:", "output": "A"}', "needs its text, four choices"),
         ('{"input": "Which?\\nA. 1\\nB. 2\\nC. 3\\nD. 4\\nAnswer:", "output": ["A"]}', "needs its text, four"),
+        ('{"question": null, "choices": ["1", "2", "3", "4"], "answer": 0}', "needs its text, four choices"),
+        ('{"question": "Which?", "choices": ["1", "2", "3", null], "answer": 0}', "needs its text, four choices"),
+        ('{"question": "Which?", "choices": ["1", "2", "3", "4"], "answer": "b"}', "the letter A, B, C or D"),
+        ('{"subject": 7, "question": "Which?", "choices": ["1", "2", "3", "4"], "answer": 0}', "needs its text"),
         ("{", "rows.jsonl, line 1"),
         ("", "holds no"),
     ],
