@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,37 +31,42 @@ PAGE = ROOT / "docs" / "mmlu.md"
 NUMBERS = ROOT / "benchmarks" / "results" / "mmlu_harness.json"
 SPEEDS = ROOT / "benchmarks" / "results" / "mmlu-zen5-2core.csv"
 LIFTED = 8192
-"""Positions that a model is told to have, so that five examples fit before any question. What it then says is of no use,
-but it is the same for both."""
+"""Positions that a model is told to have, so that five examples fit before any question. What it then says is of no
+use, but it is the same for both."""
 FIVE_SHOT_LIMIT = 2
 """Questions of a subject at five shots, of which the harness reads every example anew."""
 HEADING = "The following are multiple choice questions (with answers) about {space}{subject}.\n\n"
-WEIGHTS = {"fp32": ("none", "float32"), "NF4, fp32": ("nf4", "float32"), "bf16": ("none", "bfloat16")}
+WEIGHTS = {
+    "fp32": {"format": "none", "dtype": "float32"},
+    "NF4, fp32": {"format": "nf4", "dtype": "float32"},
+    "bf16": {"format": "none", "dtype": "bfloat16"},
+}
 
 
-INTRODUCTION = """`fourbit eval mmlu` asks multiple-choice questions with four answers. `fourbit eval harness` runs the other tasks of
-[lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness). Both take a model in 16 or 4 bits, with an
-adapter or without.
+INTRODUCTION = """\
+`fourbit eval mmlu` asks multiple-choice questions with four answers. `fourbit eval harness` runs the other tasks of
+[lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness). Both take a model in 16 or 4 bits, with
+an adapter or without.
 
     fourbit eval mmlu path/to/model --adapter adapter --data mmlu
     fourbit eval mmlu path/to/model --data cais/mmlu --shots 0 --subject anatomy --json
     fourbit eval harness path/to/model --tasks hellaswag,arc_easy --adapter adapter --limit 100
 
-The prompt is that of the original evaluation, worked examples first; the answer is the letter that the model finds likeliest
-after "Answer:". `--data` is MMLU's own folder of CSV files (`dev` for the examples, `test` or `val` for the questions), a
-file, or a name on the hub. `mmlu` of `fourbit train` asks the same at every evaluation of a run.
+The prompt is that of the original evaluation, worked examples first; the answer is the letter that the model finds
+likeliest after "Answer:". `--data` is MMLU's own folder of CSV files (`dev` for the examples, `test` or `val` for the
+questions), a file, or a name on the hub. `mmlu` of `fourbit train` asks the same at every evaluation of a run.
 
-What prompts have in common is computed once: the worked examples of a subject, the heading of all. The output head sees the
-last place of each prompt only. See [continuations.py](../src/fourbit/evaluate/continuations.py).
+What prompts have in common is computed once: the worked examples of a subject, the heading of all. The output head
+sees the last place of each prompt only. See [continuations.py](../src/fourbit/evaluate/continuations.py).
 """
 OTHER_TASKS = """
 ## Other tasks
 
-`fourbit eval harness` needs `pip install 'fourbit[harness]'`. Prompts, metrics and names are the harness'; so are random
-seeds, cut contexts and what counts as right, and what it writes as `"acc,none"` is `acc` here. Log-likelihoods are
-computed as for MMLU, so that choices of a question share its context and questions their examples; generated answers go
-through transformers' `generate`. The suite holds every kind of request against the harness' own wrapper of the same model
-in 4 bits with an adapter ([test_harness.py](../tests/unit/evaluate/test_harness.py)).
+`fourbit eval harness` needs `pip install 'fourbit[harness]'`. Prompts, metrics and names are the harness'; so are
+random seeds, cut contexts and what counts as right, and what it writes as `"acc,none"` is `acc` here. Log-likelihoods
+are computed as for MMLU, so that choices of a question share its context and questions their examples; generated
+answers go through transformers' `generate`. The suite holds every kind of request against the harness' own wrapper of
+the same model in 4 bits with an adapter ([test_harness.py](../tests/unit/evaluate/test_harness.py)).
 
 A task of one's own is a YAML file, and `--include-path` its folder; its data may be a local file:
 
@@ -104,8 +109,8 @@ def measured(data: str, models: list[str]) -> dict[str, Any]:
     exams, found = {0: read_exam(data), 5: read_exam(data, limit=FIVE_SHOT_LIMIT)}, []
     for path in models:
         tokenizer = load_tokenizer(path)
-        for weights, (format, dtype) in WEIGHTS.items():
-            model = ModelOrigin(model=path, format=format, dtype=dtype).load_model()
+        for weights, settings in WEIGHTS.items():
+            model = ModelOrigin(model=path, **settings).load_model()
             own = model.config.max_position_embeddings
             cases = [(0, own, False), (0, LIFTED, False), (5, LIFTED, False)]
             if weights == "fp32":
@@ -115,7 +120,7 @@ def measured(data: str, models: list[str]) -> dict[str, Any]:
                 compared = compare(model, tokenizer, exams[shots], shots=shots, stock=stock)
                 found.append({"model": Path(path).name, "weights": weights, "context": length, **compared})
                 print(json.dumps(found[-1]), file=sys.stderr, flush=True)
-    return {"environment": environment.facts(), "comparisons": found}
+    return {"environment": environment.facts(), "harness": version("lm_eval"), "comparisons": found}
 
 
 def compare(model: Any, tokenizer: Any, exam: Exam, *, shots: int, stock: bool, batch_size: int = 8) -> dict[str, Any]:
@@ -126,8 +131,8 @@ def compare(model: Any, tokenizer: Any, exam: Exam, *, shots: int, stock: bool, 
 
     Returns:
         accuracy and harness_accuracy over subjects, questions, cut (asked of a model too short for the whole prompt),
-        differ, differ_whole (where nothing was cut), and widest_gap: the most by which the harness prefers its letter to
-        ours where nothing was cut, in nats.
+        differ, differ_whole (where nothing was cut), and widest_gap: the most by which the harness prefers its letter
+        to ours where nothing was cut, in nats.
     """
     length = model.config.max_position_embeddings
     ours = measure_mmlu(model, tokenizer, exam, shots=shots, batch_size=batch_size, max_length=length)
@@ -219,38 +224,38 @@ def page(numbers: Mapping[str, Any], speeds: list[rows.Row]) -> str:
     stock = [one for one in compared if one["stock"]]
     asked = sum(one["questions"] - one["cut"] for one in whole)
     differing = sum(one["differ_whole"] for one in whole)
-    facts = numbers["environment"]
+    gap = max((one["widest_gap"] for one in rounded), default=0.0)
     return f"""# MMLU, and other tasks
 
 {INTRODUCTION}
 ## Beside lm-evaluation-harness
 
-The harness ({facts["libraries"]}) asked the same model object the same prompts, through its own wrapper of transformers
-models: its MMLU template over the same files, with the second space that the original prompts have before the subject,
-and without its stripping of questions. The questions are the {compared[0]["questions"]:,} of the validation split, at five
-shots the first {FIVE_SHOT_LIMIT} of each subject. To "{LIFTED:,}" positions a model was told that it has so many, so that no
-prompt is cut; its answers are worth nothing then, and the same to both.
+The harness (version {numbers["harness"]}) asked the same model object the same prompts, through its own wrapper of
+transformers models: its MMLU template over the same files, with the second space that the original prompts have
+before the subject, and without its stripping of questions. The questions are the {compared[0]["questions"]:,} of the
+validation split, at five shots the first {FIVE_SHOT_LIMIT} of each subject. To "{LIFTED:,}" positions a model was
+told that it has so many, so that no prompt is cut; its answers are worth nothing then, and the same to both.
 
 {_table(whole)}
 
-Of {asked:,} questions whose prompts were read whole, in fp32 and in NF4 that computes in fp32, **{differing} were answered
-differently**. What differs beyond is explained question by question:
+Of {asked:,} questions whose prompts were read whole, in fp32 and in NF4 that computes in fp32, **{differing} were
+answered differently**. What differs beyond is explained question by question:
 
 - **Cut prompts.** A prompt that is longer than the model's context loses worked examples here, as in the original
   evaluation, and counts as wrong where even the bare question is too long. The harness cuts tokens off its beginning.
-- **bf16.** The harness takes the logarithms of probabilities in bf16, where the four letters are often exactly alike, and
-  then the first of them wins; another order of sums changes logits by a unit in the last place, too. Where the answers
-  differ, the harness finds the two letters at most {max((one["widest_gap"] for one in rounded), default=0):.3f} nats apart:
+- **bf16.** The harness takes the logarithms of probabilities in bf16, where the four letters are often exactly alike,
+  and then the first of them wins; another order of sums changes logits by a unit in the last place, too. Where the
+  answers differ, the harness finds the two letters at most {gap:.3f} nats apart:
 
 {_table(rounded)}
 
-- **The harness' own words.** Its template writes one space less before the subject and strips questions, so that every
-  prompt is another one:
+- **The harness' own words.** Its template writes one space less before the subject and strips questions, so that
+  every prompt is another one:
 
 {_table(stock)}
 
-- **Averages.** `accuracy` is the mean over subjects, as in the paper; the harness' number for the group `mmlu` is the mean
-  over questions, which is `question_accuracy` here.
+- **Averages.** `accuracy` is the mean over subjects, as in the paper; the harness' number for the group `mmlu` is the
+  mean over questions, which is `question_accuracy` here.
 
 `python benchmarks/mmlu_harness.py MMLU MODEL...` makes these tables anew.
 
@@ -263,8 +268,8 @@ differently**. What differs beyond is explained question by question:
 def _table(compared: list[dict[str, Any]]) -> str:
     """A comparison a line."""
     lines = [
-        "| model | weights | shots | positions | questions | fourbit | harness | cut | other answers | of prompts read whole |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| model | weights | shots | positions | questions | fourbit | harness | cut | differ | differ, not cut |",
+        f"|{'---|' * 10}",
     ]
     for one in compared:
         cells = [
@@ -295,18 +300,19 @@ def _speeds(speeds: list[rows.Row]) -> str:
         shown = [f"{one.median:.2f} ({one.minimum:.2f} to {one.maximum:.2f})" for one in (ours, theirs)]
         lines.append(f"| {case.removeprefix('mmlu ')} | {' | '.join(shown)} | {ours.median / theirs.median:.2f} |")
     one = next(iter(latest.values()))[0]
+    machine = f"{one.cpu}, {one.cores} cores, torch {one.torch}, transformers {one.transformers}, {one.libraries}"
     return (
         "\n".join(lines)
         + f"""
 
-{one.cpu}, {one.cores} cores, torch {one.torch}, transformers {one.transformers}, {one.libraries}; one process, the
-same model object in bf16 and the same batch size for both, in turns; medians of {one.samples} rounds after one that does not
-count, and their range. `benchmarks/mmlu_speed.py`, rows in `benchmarks/results/{SPEEDS.name}`.
+{machine}; one process, the same model object and the same batch size for both, in turns; medians of {one.samples}
+rounds after one that does not count, and their range. `benchmarks/mmlu_speed.py` measures, and its rows are in
+[{SPEEDS.name}](../benchmarks/results/{SPEEDS.name}).
 
-At five shots the harness reads the worked examples with every question, and we read them once for a subject. At no shots
-there is next to nothing to share: what is saved are the output head and the softmax at all places but one, and the
-tokenizer's work, of which the harness asks for eight times as much. There the bar of twice its speed is missed on a model
-whose layers are most of the work, as what is left is the product that both have to compute.
+At five shots the harness reads the worked examples with every question, and we read them once for a subject. At no
+shots there is next to nothing to share: what is saved are the output head and the softmax at all places but one, and
+the tokenizer's work, of which the harness asks for eight times as much. What is left is the product of the layers with
+the question, which both have to compute.
 """
     )
 

@@ -1,6 +1,6 @@
 """Questions a second of `fourbit eval mmlu` and of lm-evaluation-harness, on the same model in the same process.
 
-    python benchmarks/mmlu_speed.py MMLU [--text TEXT | --model MODEL] [--rounds N] [--batch-size N] [--shots 0,5] [--save]
+    python benchmarks/mmlu_speed.py MMLU [--text TEXT | --model MODEL] [--rounds N] [--batch-size N] [--save]
 
 With --text the model is a LLaMA of 135.5 M random parameters with 32,000 words, the vocabulary learnt from that file (a
 MB or more of plain English): what a question costs depends on how long it is and not on what the model knows. A folder
@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import torch
 from mmlu_harness import LIFTED, SPEEDS, harness_tasks
 
 from fourbit.bench import environment, rows
-from fourbit.evaluate import measure_mmlu, read_exam
+from fourbit.evaluate import Exam, measure_mmlu, read_exam
 
 SUBJECTS = ("virology", "high_school_microeconomics", "philosophy")
 """78 questions: about as many to a subject as in the whole validation split, and as long."""
@@ -48,13 +49,11 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     exam = read_exam(given.mmlu, subjects=SUBJECTS)
     name, model, tokenizer = contested(given)
-    facts = environment.facts() | {"libraries": f"lm_eval {_harness_version()}"}
+    facts = environment.facts() | {"libraries": f"lm_eval {version('lm_eval')}"}
     for shots in map(int, given.shots.split(",")):
         with harness_tasks(exam, shots=shots) as tasks:
             contenders = {
-                OURS: lambda: (
-                    measure_mmlu(model, tokenizer, exam, shots=shots, batch_size=given.batch_size).question_accuracy
-                ),
+                OURS: ours_of(model, tokenizer, exam, shots, given.batch_size),
                 HARNESS: harness_of(model, tokenizer, tasks, given.batch_size),
             }
             seconds, found, others = in_turns(contenders, given.rounds)
@@ -76,8 +75,9 @@ def contested(given: argparse.Namespace) -> tuple[str, Any, Any]:
     from fourbit.models.origin import ModelOrigin
     from fourbit.models.tokenizer import load_tokenizer
 
-    format = "nf4" if given.weights == "NF4" else "none"
-    model = ModelOrigin(model=given.model, format=format, dtype="bfloat16").load_model()
+    model = ModelOrigin(
+        model=given.model, format={"NF4": "nf4"}.get(given.weights, "none"), dtype="bfloat16"
+    ).load_model()
     model.config.max_position_embeddings = LIFTED
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return f"LLaMA of {parameters / 1e6:.1f} M", model, load_tokenizer(given.model)
@@ -110,6 +110,11 @@ def made_model(weights: str) -> Any:
     return random_model("llama-135m", config, dtype=torch.bfloat16).eval()
 
 
+def ours_of(model: Any, tokenizer: Any, exam: Exam, shots: int, batch_size: int) -> Callable[[], float]:
+    """`measure_mmlu`, as a call that returns the share of right answers."""
+    return lambda: measure_mmlu(model, tokenizer, exam, shots=shots, batch_size=batch_size).question_accuracy
+
+
 def harness_of(model: Any, tokenizer: Any, tasks: Any, batch_size: int) -> Callable[[], float]:
     """The harness' evaluation of loaded tasks, as a call that returns the share of right answers."""
     from lm_eval import evaluator
@@ -118,7 +123,7 @@ def harness_of(model: Any, tokenizer: Any, tasks: Any, batch_size: int) -> Calla
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
     def run() -> float:
-        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
             found = evaluator.evaluate(wrapped, tasks, bootstrap_iters=0, log_samples=False)
         counts = {name: each["effective"] for name, each in found["n-samples"].items()}
         return sum(found["results"][name]["acc,none"] * count for name, count in counts.items()) / sum(counts.values())
@@ -171,12 +176,6 @@ def row(
         check=check,
         others=others,
     )
-
-
-def _harness_version() -> str:
-    from importlib.metadata import version
-
-    return version("lm_eval")
 
 
 if __name__ == "__main__":

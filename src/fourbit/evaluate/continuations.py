@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -27,13 +28,16 @@ GROUP_TOKENS = 256
 """What a group of rows of its own costs beside its tokens, in tokens: a pass for one row alone, and a batch that is not
 full."""
 
+GROUP_SHARE = 0.25
+"""The least part of its tokens that a group has to save: behind a beginning, attention needs a mask, which is slower."""
+
 Ids: TypeAlias = "npt.NDArray[np.int32]"
 
 
 class Asked(NamedTuple):
     """Token ids: a context of one or more, and its continuations of one or more each."""
 
-    context: Sequence[int]
+    context: Sequence[int] | Ids
     continuations: Sequence[Sequence[int]]
 
 
@@ -106,8 +110,8 @@ def _groups(contexts: Sequence[Ids]) -> Iterator[tuple[int, list[int]]]:
     last token of a context is never in it, as what comes next is scored there.
     """
     order = sorted(range(len(contexts)), key=lambda place: contexts[place].astype(">i4").tobytes())
-    pairs = zip(order, order[1:], strict=False)
-    common = np.array([_common(contexts[a], contexts[b]) for a, b in pairs], dtype=np.int64)
+    common = np.array([_common(contexts[a], contexts[b]) for a, b in pairwise(order)], dtype=np.int64)
+    ends = np.cumsum([0, *(len(contexts[place]) for place in order)])
     group = np.zeros(len(contexts), dtype=np.int64)
     lengths = [0]
     waiting = [(0, len(contexts), 0)]
@@ -117,12 +121,13 @@ def _groups(contexts: Sequence[Ids]) -> Iterator[tuple[int, list[int]]]:
             continue
         within = common[low : high - 1]
         shared = int(within.min())
-        if (high - low) * (shared - depth) > shared + GROUP_TOKENS:
+        saved, left = (high - low) * (shared - depth), ends[high] - ends[low] - (high - low) * depth
+        if saved > max(shared + GROUP_TOKENS, GROUP_SHARE * left):
             group[low:high] = len(lengths)
             lengths.append(shared)
             depth = shared
         cuts = [low, *(low + 1 + np.flatnonzero(within == shared)), high]
-        waiting += [(int(a), int(b), depth) for a, b in zip(cuts, cuts[1:], strict=False)]
+        waiting += [(int(a), int(b), depth) for a, b in pairwise(cuts)]
     for number, shared in enumerate(lengths):
         found = [order[j] for j in np.flatnonzero(group == number)]
         if found:

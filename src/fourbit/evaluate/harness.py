@@ -10,7 +10,6 @@ import difflib
 import logging
 import math
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -120,7 +119,7 @@ def measure_tasks(
     """What a model scores in tasks, and in the groups that were asked for.
 
     Args:
-        model: a causal language model of transformers, quantized or not, with an adapter or not; in `eval()` afterwards.
+        model: a causal language model of transformers, quantized or not, with an adapter or not; `eval()` afterwards.
         tokenizer: the model's own; it is given a pad token if it has none.
         tasks: see `load_harness_tasks`.
         limit: the first so many examples of each task.

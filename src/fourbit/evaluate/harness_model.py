@@ -16,8 +16,8 @@ __all__ = ["HarnessModel"]
 class HarnessModel(HFLM):  # type: ignore[misc]
     """The harness' own wrapper of a transformers model, but for how continuations are scored.
 
-    Its tokens, its truncation from the left and its sums are kept; `score_continuations` computes them. What a task lets
-    the model write goes the harness' way, through transformers' `generate`.
+    Its tokens and its truncation from the left are kept; `score_continuations` computes the sums. What a task lets the
+    model write goes the harness' way, through transformers' `generate`.
 
     Args:
         model: loaded already, with an adapter or not.

@@ -30,7 +30,7 @@ def asked_for(seed: int) -> list[Asked]:
     for number in range(30):
         context = [*beginnings[number % 3], *tokens(1 + number % 7)]
         choices = [tokens(1 + draw.randrange(4)) for _ in range(3)]
-        found.append(Asked(context, [*choices, [*choices[0], 5], choices[0][:-1] + [7]]))
+        found.append(Asked(context, [*choices, [*choices[0], 5], [*choices[0][:-1], 7]]))
     return [*found, found[0]]
 
 

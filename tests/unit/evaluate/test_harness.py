@@ -201,7 +201,7 @@ def test_names_and_data_that_are_not_to_be_had(
         load_harness_tasks(["own_ending"], include_path=folder)
     with pytest.raises(InputError, match="has no task 'zzz'; `lm_eval ls tasks` lists them all"):
         load_harness_tasks(["zzz"])
-    with pytest.raises(InputError, match="The data of the task far is not in the local cache .* cannot be reached"):
+    with pytest.raises(InputError, match=r"The data of the task far is not in the local cache .* cannot be reached"):
         load_harness_tasks(["far"])
 
 
