@@ -48,6 +48,8 @@ def test_extras_that_are_told_of_exist() -> None:
     assert {extra: place for extra, place in told.items() if extra not in project["optional-dependencies"]} == {}
 
 
-@pytest.mark.parametrize("script", ["write_docs.py", "perplexity_formats.py", "published_ratings.py", "mmlu_harness.py"])
+@pytest.mark.parametrize(
+    "script", ["write_docs.py", "perplexity_formats.py", "published_ratings.py", "mmlu_harness.py"]
+)
 def test_measured_pages_are_what_the_numbers_say(script: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert runpy.run_path(str(ROOT / "benchmarks" / script))["main"](["--check"]) == 0, capsys.readouterr().out

@@ -29,7 +29,7 @@ GROUP_TOKENS = 256
 full."""
 
 GROUP_SHARE = 0.25
-"""The least part of its tokens that a group has to save: behind a beginning, attention needs a mask, which is slower."""
+"""The least part of its tokens that a group has to save: behind a beginning, attention needs a mask, a slower path."""
 
 Ids: TypeAlias = "npt.NDArray[np.int32]"
 

@@ -1,4 +1,4 @@
-"""Models in folders that answer while people ask. Apart from the browser, whose driver keeps an event loop of its own."""
+"""Models in folders that answer while people ask: apart from the browser, whose driver has an event loop."""
 
 from __future__ import annotations
 
