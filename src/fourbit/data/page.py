@@ -7,6 +7,7 @@ from pathlib import Path
 from fourbit.data.checks import NOTE, OK, PROBLEM
 from fourbit.data.colours import KINDS_OF_TOKENS
 from fourbit.data.lint import Lint
+from fourbit.pages import render_page, short_name
 
 __all__ = ["TEMPLATE", "write_page"]
 
@@ -21,16 +22,12 @@ def write_page(lint: Lint, *, model: str, data: str) -> str:
     Args:
         model, data: what was given, for the title.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     numbers = lint.numbers
     most = max((count for _, _, count in lint.histogram), default=1)
-    return environment.get_template(TEMPLATE).render(
-        model=_short(model),
-        data=_short(data),
+    return render_page(
+        Path(__file__).with_name(TEMPLATE),
+        model=short_name(model),
+        data=short_name(data),
         numbers=numbers,
         refusal=lint.refusal,
         sentences=lint.sentences,
@@ -42,8 +39,3 @@ def write_page(lint: Lint, *, model: str, data: str) -> str:
         kinds=KINDS_OF_TOKENS,
         samples=lint.samples,
     )
-
-
-def _short(path: str) -> str:
-    """The last part of a path; a hub name whole."""
-    return Path(path).name if path.startswith((".", "/", "~")) or Path(path).exists() else path

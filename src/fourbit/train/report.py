@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fourbit.memory.plan import PARTS
+from fourbit.pages import render_page, short_name
 from fourbit.train.charts import Series, draw, smooth
 from fourbit.train.config import TrainConfig
 from fourbit.train.samples import Sample
@@ -33,16 +34,12 @@ def write_report(
         samples: with their answers.
         sentences: what was said about the data.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     config = metrics["config"]
-    return environment.get_template(TEMPLATE).render(
+    return render_page(
+        Path(__file__).with_name(TEMPLATE),
         metrics=metrics,
-        model=_short(config["model"]),
-        data=_short(config["data"]),
+        model=short_name(config["model"]),
+        data=short_name(config["data"]),
         tiles=_tiles(metrics),
         charts=_charts(history),
         samples=samples,
@@ -52,11 +49,6 @@ def write_report(
         settings=_settings(config),
         commands=_commands(metrics),
     )
-
-
-def _short(path: str) -> str:
-    """The last part of a path; a hub name whole."""
-    return Path(path).name if path.startswith((".", "/", "~")) or Path(path).exists() else path
 
 
 def _tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
