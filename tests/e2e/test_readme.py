@@ -27,6 +27,8 @@ def folder(tmp_path: Path, stories_model: Path, shared_data: Path) -> Path:
     """A folder with what the README speaks of."""
     (tmp_path / "path/to").mkdir(parents=True)
     (tmp_path / "path/to/model").symlink_to(stories_model)
+    (tmp_path / "path/to/models").mkdir()
+    (tmp_path / "path/to/models/stories").symlink_to(stories_model)
     stories = (shared_data / "tinystories/tinystories_sample.2MiB.txt").read_text(encoding="utf-8")
     (tmp_path / "held-out.txt").write_text(stories[:4000], encoding="utf-8")
     rows = [{"prompt": f"Who is number {n}?", "completion": f"Number {n} is Lily."} for n in range(8)]

@@ -19,6 +19,7 @@ from fourbit.cli import (
     arena,
     bench,
     chat,
+    compare,
     data,
     demo,
     doctor,
@@ -50,6 +51,7 @@ app.add_typer(data.app, name="data")
 app.command()(chat.chat)
 app.command()(generate.generate)
 app.add_typer(scores.app, name="eval")
+app.command()(compare.compare)
 app.command()(elo.elo)
 app.command()(agreement.agreement)
 app.command()(judge.judge)

@@ -74,7 +74,7 @@ def elo(
             from fourbit.evaluate.picture import draw
 
             draw(ranking, plot)
-        keys = _keys(ranking) | {"seconds": time.monotonic() - started, "plot": None if plot is None else str(plot)}
+        keys = ranking.record() | {"seconds": time.monotonic() - started, "plot": None if plot is None else str(plot)}
         show(keys, lambda: _table(ranking, keys))
 
 
@@ -125,43 +125,6 @@ def _with_rate(progress: output.Progress, what: str) -> Callable[[int, int], Non
         progress(f"playing, {rate / 1e6:,.0f} M matches/s" if what == "matches" else "resampling", done, total)
 
     return show
-
-
-def _keys(ranking: Ranking) -> dict[str, Any]:
-    return {
-        "method": ranking.method,
-        "ratings": [
-            {
-                "model": row.model,
-                "elo": row.elo,
-                "low": row.low,
-                "high": row.high,
-                "matches": row.matches,
-                "cannot_be_told_apart_from": list(row.untold),
-            }
-            for row in ranking
-        ],
-        "pairs": [
-            {
-                "first": pair.first,
-                "second": pair.second,
-                "wins": pair.wins,
-                "losses": pair.losses,
-                "ties": pair.ties,
-                "points": pair.points / pair.matches if pair.matches else None,
-                "difference": pair.difference,
-                "low": pair.low,
-                "high": pair.high,
-                "told_apart": pair.told_apart,
-            }
-            for pair in ranking.pairs
-        ],
-        "matches": ranking.matches,
-        "prompts": ranking.prompts,
-        "dropped": ranking.dropped,
-        "shown_first_share": ranking.shown_first_share,
-        "notes": list(ranking.notes),
-    }
 
 
 def _table(ranking: Ranking, keys: dict[str, Any]) -> RenderableType:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fourbit.evaluate.judge.job import Job, Judged
     from fourbit.evaluate.judge.money import Budget, Estimate
 
-__all__ = ["judge"]
+__all__ = ["announce", "explain", "judge"]
 
 
 def judge(
@@ -119,11 +119,10 @@ def judge(
             show(keys | {"dry_run": True}, lambda: output.facts(f"{out} would be", _plan_facts(job, forecast, keys)))
             return
         address = Address.find(base_url, api_key_env)
-        for sentence in (*job.sentences, _forecast_sentence(job, forecast)):
-            _say(sentence)
+        announce(job, concurrency)
         with output.progress() as progress:
             judged = job.run(address, pace=pace, partial=partial, progress=progress, say=_say)
-        _explain(job, judged, shlex.join(("fourbit", *context.obj)))
+        explain(job, judged, shlex.join(("fourbit", *context.obj)))
         keys = _keys(job, judged)
         show(keys, lambda: _table(job, keys))
 
@@ -132,7 +131,14 @@ def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-def _explain(job: Job, judged: Judged, command: str) -> None:
+def announce(job: Job, concurrency: int) -> None:
+    """Say what is to come, and what it will cost."""
+    _, forecast, _ = job.look(concurrency)
+    for sentence in (*job.sentences, _forecast_sentence(job, forecast)):
+        _say(sentence)
+
+
+def explain(job: Job, judged: Judged, command: str) -> None:
     """Say why judgements are missing.
 
     Raises:

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fourbit.data.records import Record, read_records
 from fourbit.errors import InputError
 
-__all__ = ["Answered", "System", "pair_systems", "read_questions", "read_systems", "same_prompts"]
+if TYPE_CHECKING:
+    from fourbit.generate.prompts import Asked
+
+__all__ = ["Answered", "System", "pair_systems", "read_questions", "read_systems", "same_prompts", "unanswered"]
 
 _IDS = ("id", "question_id", "message_id")
 _SHOWN = 5
@@ -37,18 +40,18 @@ class System:
     answers: Mapping[str, Answered]
 
 
-def read_systems(sources: Sequence[str]) -> list[System]:
+def read_systems(sources: Sequence[str | tuple[str, Path]]) -> list[System]:
     """Read files of answers: {id, prompt, text}, or {question_id, text, generation} as the QLoRA authors released them.
 
     Args:
-        sources: FILE or NAME=FILE; without a name a system is called as its file.
+        sources: FILE, NAME=FILE or (name, file); without a name a system is called as its file.
 
     Raises:
         InputError: a file or record is broken, an id is there twice, or two systems have one name.
     """
     systems: list[System] = []
     for source in sources:
-        name, path = _named(source)
+        name, path = _named(source) if isinstance(source, str) else source
         if any(other.name == name for other in systems):
             raise InputError(f"Two systems are called {name!r}; name one of them, as in other={path}.")
         systems.append(System(name, str(path), _by_id(path)))
@@ -86,6 +89,12 @@ def _answered(record: Record, number: int, where: str) -> Answered:
     asked = record.get("text") if released else record.get("prompt")
     question = None if asked is None else _question(asked, where, "text" if released else "prompt")
     return Answered(_id(record, number, where), question, text, where)
+
+
+def unanswered(source: str, asked: Sequence[Asked]) -> System:
+    """Prompts as a system that answers nothing, to hold others' answers against."""
+    answers = {str(one.id): Answered(one.id, _question(one.given, one.where, "prompt"), "", one.where) for one in asked}
+    return System("", source, answers)
 
 
 def read_questions(path: Path) -> dict[str, str]:
@@ -177,8 +186,9 @@ def _refuse_missing(system: System, missing: Sequence[str], systems: Sequence[Sy
     other = next(each for each in systems if missing[0] in each.answers)
     named = ", ".join(missing[:_SHOWN]) + (f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else "")
     raise InputError(
-        f"{system.source} has no answer to {'prompt' if len(missing) == 1 else 'prompts'} {named}, which {other.source}"
-        " answers; generate what is missing, or pass --common to take only what all answer."
+        f"{system.source} has no answer to {'prompt' if len(missing) == 1 else 'prompts'} {named}, which"
+        f" {'is' if len(missing) == 1 else 'are'} in {other.source}; generate what is missing, or pass --common to take"
+        " only what all answer."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +98,43 @@ class Ranking:
     dropped: int
     shown_first_share: float
     notes: tuple[str, ...]
+
+    def record(self) -> dict[str, Any]:
+        """Everything, as JSON."""
+        return {
+            "method": self.method,
+            "ratings": [
+                {
+                    "model": row.model,
+                    "elo": row.elo,
+                    "low": row.low,
+                    "high": row.high,
+                    "matches": row.matches,
+                    "cannot_be_told_apart_from": list(row.untold),
+                }
+                for row in self
+            ],
+            "pairs": [
+                {
+                    "first": pair.first,
+                    "second": pair.second,
+                    "wins": pair.wins,
+                    "losses": pair.losses,
+                    "ties": pair.ties,
+                    "points": pair.points / pair.matches if pair.matches else None,
+                    "difference": pair.difference,
+                    "low": pair.low,
+                    "high": pair.high,
+                    "told_apart": pair.told_apart,
+                }
+                for pair in self.pairs
+            ],
+            "matches": self.matches,
+            "prompts": self.prompts,
+            "dropped": self.dropped,
+            "shown_first_share": self.shown_first_share,
+            "notes": list(self.notes),
+        }
 
     def __iter__(self) -> Iterator[Standing]:
         return iter(self.standings)

@@ -17,7 +17,6 @@ import json
 import math
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 from fourbit.data.records import SUFFIXES, Record, read_records
 from fourbit.errors import InputError
 from fourbit.evaluate.identities import Review, identified
+from fourbit.files import replace_file
 
 __all__ = ["DROPPED", "FIRST", "SECOND", "TIE", "Rating", "read_ratings", "write_ratings"]
 
@@ -99,17 +99,8 @@ def read_ratings(
 
 def write_ratings(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write records beside the output, force them to the disk and rename: a reader sees all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
-    try:
-        with new.open("x", encoding="utf-8", newline="\n") as file:
-            for record in records:
-                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records]
+    replace_file(path, "".join(lines))
 
 
 def _files(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:

@@ -10,7 +10,7 @@ for answer in generate(loaded.model, loaded.tokenizer, asked, settings=Sampling(
 
 from fourbit.generate.answers import Answer, generate, generate_batches, stream
 from fourbit.generate.conversation import Message, Prompt, render
-from fourbit.generate.loading import Loaded, Origin, load_for_generation
+from fourbit.generate.loading import Loaded, Origin, find_base, load_for_generation
 from fourbit.generate.sampling import Sampling
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Origin",
     "Prompt",
     "Sampling",
+    "find_base",
     "generate",
     "generate_batches",
     "load_for_generation",

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fourbit import __version__
 from fourbit.errors import OutputExists
+from fourbit.files import replace_file
 from fourbit.generate.answers import Answer
 from fourbit.generate.prompts import Asked
 
@@ -29,6 +29,7 @@ class AnswerFile:
     Attributes:
         path: of the file.
         done: indices of the prompts that are answered.
+        settings: how answers are made.
 
     Args:
         asked: the prompts.
@@ -46,7 +47,7 @@ class AnswerFile:
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise OutputExists(f"{path} is no ordinary file; choose another output.")
         self.path, self._asked = path, asked
-        self._settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))  # as they are when they are read again
+        self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))  # as they are when they are read again
         self._notes = path.with_name(f"{path.name}.settings.json")
         self._lines: dict[int, bytes] = {}
         self._size = self._size_found = 0
@@ -75,8 +76,8 @@ class AnswerFile:
             _lock(self._file, self.path)
             if os.fstat(self._file.fileno()).st_size != self._size_found:
                 raise OutputExists(f"{self.path} was written to by another process meanwhile; start again.")
-            notes = {"written_by": f"fourbit {__version__}", "settings": self._settings}
-            _replace(self._notes, (json.dumps(notes, indent=2, ensure_ascii=False) + "\n").encode())
+            notes = {"written_by": f"fourbit {__version__}", "settings": self.settings}
+            replace_file(self._notes, (json.dumps(notes, indent=2, ensure_ascii=False) + "\n").encode())
             self._file.truncate(self._size)  # of a line that was cut off by the interruption
         except BaseException:
             self._file.close()
@@ -102,7 +103,7 @@ class AnswerFile:
         """Put the answers into the order of their prompts; all must be there."""
         ordered = b"".join(self._lines[index] for index in range(len(self._asked)))
         if list(self._lines) != sorted(self._lines):
-            _replace(self.path, ordered)
+            replace_file(self.path, ordered)
 
     @staticmethod
     def _line(asked: Asked, answers: Sequence[Answer]) -> bytes:
@@ -131,7 +132,7 @@ class AnswerFile:
         raise OutputExists(f"{self._notes} exists and was not written by fourbit; choose another output.")
 
     def _compare(self, found: Mapping[str, Any]) -> None:
-        for name, now in self._settings.items():
+        for name, now in self.settings.items():
             if (then := found.get(name)) != now:
                 what = (
                     f"by another state of the {name.removesuffix('_files')}: its files differ from those that are there"
@@ -173,25 +174,6 @@ def _conversation(answers: Sequence[str]) -> str:
 
 def _shown(value: Any) -> str:
     return "the default" if value is None else repr(value) if isinstance(value, str) else str(value)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file all at once: beside it, forced to the disk, and renamed."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
-    try:
-        with new.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
-    if os.name != "nt":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourbit.data.templates import ensure_chat_template
+from fourbit.errors import InputError
 from fourbit.generate.answers import context_length
 from fourbit.models.architecture import read_config
 from fourbit.models.origin import ModelOrigin
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Loaded", "Origin", "load_for_generation"]
+__all__ = ["Loaded", "Origin", "find_base", "load_for_generation"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,22 @@ def load_for_generation(
         see `Origin.load`.
     """
     return Origin(model=model, adapter=adapter, format=format, dtype=dtype, chat_template=chat_template).load()
+
+
+def find_base(folder: str | os.PathLike[str]) -> str | None:
+    """The model that an adapter was made for; None where the folder holds no adapter, or a whole model beside it.
+
+    Raises:
+        InputError: the adapter does not say it.
+    """
+    described = Path(folder) / "adapter_config.json"
+    if not described.is_file() or (Path(folder) / "config.json").is_file():
+        return None
+    try:
+        base = json.loads(described.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{described} does not say which model the adapter belongs to.") from error
+    return str(base)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fourbit.errors import InputError
+from fourbit.files import replace_file
 
 __all__ = ["PROMPT_SETS", "PromptSet", "find_prompts"]
 
@@ -87,11 +88,8 @@ def _fetched(name: str, found: PromptSet) -> Path:
         ) from error
     if (lines := sum(bool(line.strip()) for line in content.splitlines())) != found.count:
         raise InputError(f"What {found.address} holds is not {name}: it has {lines} lines in place of {found.count}.")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
+        replace_file(path, content)
     except OSError as error:
         raise InputError(
             f"The prompts {name} cannot be kept in {path.parent} ({error.strerror}); set XDG_CACHE_HOME to a folder"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fourbit import __version__
 from fourbit.errors import InputError, NotAModel, OutputExists
+from fourbit.files import sync
 
 __all__ = [
     "CONFIG_FILE",
@@ -23,7 +24,6 @@ __all__ = [
     "locate",
     "name_disk_problem",
     "new_folder",
-    "sync",
 ]
 
 CONFIG_FILE = "config.json"
@@ -205,14 +205,3 @@ def disk_problem(error: BaseException) -> OSError | None:
 def name_disk_problem(error: OSError) -> str:
     """What `disk_problem` found, in words: "the disk is full"."""
     return _DISK_PROBLEMS[error.errno or errno.ENOSPC]
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

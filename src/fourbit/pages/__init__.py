@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fourbit.errors import MissingExtra
+
 __all__ = ["render_page", "short_name"]
 
 
@@ -13,8 +15,14 @@ def render_page(template: Path, **values: Any) -> str:
 
     Args:
         template: a Jinja file; `{% include "base.css" %}` gives it the look of the other pages.
+
+    Raises:
+        MissingExtra: jinja2 is not installed.
     """
-    import jinja2
+    try:
+        import jinja2
+    except ModuleNotFoundError as error:
+        raise MissingExtra("Pages need jinja2; install it with `pip install jinja2`.") from error
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),

@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fourbit.models.folders import disk_problem, sync
+from fourbit.files import UNFINISHED, sync
+from fourbit.models.folders import disk_problem
 
 __all__ = [
     "find_fault",
     "find_newest",
     "forget_old",
     "list_checkpoints",
-    "replace_file",
     "step_of",
     "sweep",
     "writing",
@@ -30,7 +30,6 @@ __all__ = [
 
 MANIFEST_FILE = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
-_UNFINISHED = ".unfinished"
 
 
 @contextmanager
@@ -40,7 +39,7 @@ def writing(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk takes no more, whichever library found out.
     """
-    unfinished = folder.with_name(f".{folder.name}{_UNFINISHED}")
+    unfinished = folder.with_name(f".{folder.name}{UNFINISHED}")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
@@ -131,20 +130,11 @@ def forget_old(newest: Path, *, keep: int | None, best: str | None) -> None:
 
 def sweep(output: Path) -> None:
     """Remove what a killed run left half-written."""
-    for path in output.glob(f".*{_UNFINISHED}"):
+    for path in output.glob(f".*{UNFINISHED}"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Write a file so that there is either the old or the new one at any moment."""
-    unfinished = path.with_name(f".{path.name}{_UNFINISHED}")
-    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-    sync(unfinished)
-    unfinished.replace(path)
-    sync(path.parent)
 
 
 def _describe(path: Path) -> dict[str, int | str]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from fourbit import __version__
 from fourbit.errors import InputError, OutputExists, RunExists
+from fourbit.files import replace_file
 from fourbit.train import checkpoints, values
 from fourbit.train.config import TrainConfig
 from fourbit.train.lock import LOCK_FILE, FolderLock
@@ -229,7 +230,7 @@ class RunFolder:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         checkpoints.sweep(self.path)
         self._mark(config, finished=False)
-        checkpoints.replace_file(self.path / CONFIG_FILE, config.to_yaml())
+        replace_file(self.path / CONFIG_FILE, config.to_yaml())
 
     def leave(self) -> None:
         """Let another run write there, and leave nothing half-written. A killed process is swept up after later."""
@@ -251,7 +252,7 @@ class RunFolder:
             "contents": self._contents,
             "config": config.to_full_dict(),
         }
-        checkpoints.replace_file(self.path / MARKER_FILE, json.dumps(marker, indent=1) + "\n")
+        replace_file(self.path / MARKER_FILE, json.dumps(marker, indent=1) + "\n")
 
     def _written(self) -> set[str]:
         return {entry.name for entry in self.path.iterdir()} - self._foreign - {LOCK_FILE}

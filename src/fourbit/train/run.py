@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourbit.errors import InputError
+from fourbit.files import replace_file
 from fourbit.models.folders import disk_problem, name_disk_problem
 from fourbit.train import checkpoints
 from fourbit.train.config import TrainConfig
@@ -313,7 +314,7 @@ class _Run:
         return _result(self.folder.path, metrics, finished=True, model=model, tokenizer=tokenizer)
 
     def _write(self, name: str, content: str) -> None:
-        checkpoints.replace_file(self.folder.path / name, content)
+        replace_file(self.folder.path / name, content)
 
     def _save_adapter(self, trainer: FourbitTrainer) -> None:
         """Adapter and tokenizer, file by file under their names once all are written."""

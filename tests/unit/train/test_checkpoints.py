@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fourbit.files import replace_file
 from fourbit.train import checkpoints
 
 
@@ -100,7 +101,7 @@ def test_later_ones_that_are_damaged_do_not_count(tmp_path: Path) -> None:
 
 def test_a_file_is_replaced_at_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
-    checkpoints.replace_file(path, "old")
-    checkpoints.replace_file(path, "new")
+    replace_file(path, "old")
+    replace_file(path, "new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -238,13 +237,7 @@ class Panel:
 
 def _load(folder: Path) -> Loaded:
     """The model in a folder, or the adapter in it together with the model that it was made for."""
-    from fourbit.generate import load_for_generation
+    from fourbit.generate import find_base, load_for_generation
 
-    described = folder / "adapter_config.json"
-    if not described.is_file() or (folder / "config.json").is_file():
-        return load_for_generation(folder)
-    try:
-        base = json.loads(described.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{described} does not say which model the adapter belongs to.") from error
-    return load_for_generation(str(base), adapter=folder)
+    base = find_base(folder)
+    return load_for_generation(folder) if base is None else load_for_generation(base, adapter=folder)

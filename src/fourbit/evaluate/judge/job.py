@@ -15,10 +15,10 @@ from fourbit.evaluate.judge.money import Budget, Estimate, Prices, estimate
 from fourbit.evaluate.judge.ratings import Judgement, check_output, judge_replies
 from fourbit.evaluate.judge.requests import Request, Settings, plan_requests
 from fourbit.evaluate.judge.store import Reply, Store
-from fourbit.evaluate.judge.template import load_template
+from fourbit.evaluate.judge.template import Template, load_template
 from fourbit.evaluate.ratings import write_ratings
 
-__all__ = ["Job", "Judged"]
+__all__ = ["Job", "Judged", "check_terms"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Job:
     @classmethod
     def plan(
         cls,
-        sources: Sequence[str],
+        sources: Sequence[str | tuple[str, Path]],
         output: Path,
         *,
         settings: Settings,
@@ -96,11 +96,8 @@ class Job:
         Raises:
             InputError, OutputExists: says what is wrong.
         """
-        template = load_template(mode, prompt)
-        if mode == "scores" and reference is None:
-            raise InputError("Scores are compared with those of one system; name it with --reference.")
         prices = prices or Prices()
-        Budget(prices, max_cost)  # checks the two
+        template = check_terms(mode, prompt=prompt, reference=reference, prices=prices, max_cost=max_cost)
         systems = read_systems(sources)
         pairs = pair_systems(systems, reference)
         asked = same_prompts(systems, read_questions(questions) if questions else None, common=common)
@@ -202,6 +199,21 @@ class Job:
         for tokens in store.uncertain(request.key for request in self.requests):
             budget.uncertain += self.prices.cost(*tokens)
         return budget
+
+
+def check_terms(
+    mode: str, *, prompt: Path | None, reference: str | None, prices: Prices, max_cost: float | None
+) -> Template:
+    """Refuse what no answers could be judged with; returns what the judge is asked.
+
+    Raises:
+        InputError: says what is wrong.
+    """
+    template = load_template(mode, prompt)
+    if mode == "scores" and reference is None:
+        raise InputError("Scores are compared with those of one system; name it with --reference.")
+    Budget(prices, max_cost)
+    return template
 
 
 def _sentences(systems: Sequence[System], asked: dict[str, tuple[str | int, str]], common: bool) -> tuple[str, ...]:
