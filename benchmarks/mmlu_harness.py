@@ -292,7 +292,7 @@ def _speeds(speeds: list[rows.Row]) -> str:
     """The last run of each case, and how it was made."""
     latest = rows.latest(speeds)
     if not latest:
-        return "Not measured yet.\n"
+        return "Not measured yet."
     lines = ["| what | fourbit, questions/s | lm-evaluation-harness | ratio of medians |", "|---|---|---|---|"]
     for case, found in sorted(latest.items()):
         by_name = {one.contender: one for one in found}
@@ -312,8 +312,7 @@ rounds after one that does not count, and their range. `benchmarks/mmlu_speed.py
 At five shots the harness reads the worked examples with every question, and we read them once for a subject. At no
 shots there is next to nothing to share: what is saved are the output head and the softmax at all places but one, and
 the tokenizer's work, of which the harness asks for eight times as much. What is left is the product of the layers with
-the question, which both have to compute.
-"""
+the question, which both have to compute."""
     )
 
 
