@@ -54,7 +54,10 @@ def arena(
         typer.Option(help="Compare each system with this one, by its name or file. Default: all with all."),
     ] = None,
     questions: Annotated[
-        Path | None, typer.Option(help="Where the prompts stand, for answers that do not hold them.")
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="The prompts, for answers that do not hold them: a file, vicuna, or openassistant."
+        ),
     ] = None,
     common: Annotated[bool, typer.Option("--common", help="Take only the prompts that all systems answer.")] = False,
     live: Annotated[
@@ -135,7 +138,7 @@ def _given(
     live: Sequence[str],
     base_url: str | None,
     reference: str | None,
-    questions: Path | None,
+    questions: str | None,
     common: bool,
 ) -> PairSet | None:
     """What the command names to be compared; None where it names nothing."""

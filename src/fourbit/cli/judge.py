@@ -57,7 +57,10 @@ def judge(
         typer.Option(help="A text file to ask with in place of ours; {question}, {first}, {second} are filled in."),
     ] = None,
     questions: Annotated[
-        Path | None, typer.Option(help="Where the prompts stand, for answers that do not hold them.")
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="The prompts, for answers that do not hold them: a file, vicuna, or openassistant."
+        ),
     ] = None,
     common: Annotated[bool, typer.Option("--common", help="Judge only the prompts that all systems answer.")] = False,
     temperature: Annotated[float, typer.Option(help="Of the judge.")] = 0.2,

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +15,17 @@ from typing import Any, TypeAlias
 
 from fourbit.errors import InputError, MissingExtra
 
-__all__ = ["SUFFIXES", "Record", "Records", "hub_answers", "load_splits", "offline", "read_records", "read_text"]
+__all__ = [
+    "SUFFIXES",
+    "Record",
+    "Records",
+    "hub_answers",
+    "load_splits",
+    "offline",
+    "read_records",
+    "read_text",
+    "record_id",
+]
 
 Record: TypeAlias = dict[str, Any]
 
@@ -48,6 +58,22 @@ class Records:
     places: list[str]
     evaluation: Records | None = None
     is_plain_text: bool = False
+
+
+def record_id(record: Mapping[str, Any], number: int, where: str) -> str | int:
+    """What a record calls itself: its id, question_id or message_id, or else its number.
+
+    Raises:
+        InputError: that is neither text nor a whole number.
+    """
+    for name in ("id", "question_id", "message_id"):
+        value = record.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise InputError(f"{where}: the {name} must be text or a whole number.")
+        return value
+    return number
 
 
 def read_records(

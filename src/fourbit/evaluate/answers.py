@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fourbit.data.records import Record, read_records
+from fourbit.data.records import Record, read_records, record_id
 from fourbit.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Answered", "System", "pair_systems", "read_questions", "read_systems", "same_prompts", "unanswered"]
 
-_IDS = ("id", "question_id", "message_id")
 _SHOWN = 5
 """How many ids a message names."""
 
@@ -88,7 +87,7 @@ def _answered(record: Record, number: int, where: str) -> Answered:
         raise InputError(f"{where}: an answer must have its text in 'text'; the record has {fields}.")
     asked = record.get("text") if released else record.get("prompt")
     question = None if asked is None else _question(asked, where, "text" if released else "prompt")
-    return Answered(_id(record, number, where), question, text, where)
+    return Answered(record_id(record, number, where), question, text, where)
 
 
 def unanswered(source: str, asked: Sequence[Asked]) -> System:
@@ -97,22 +96,18 @@ def unanswered(source: str, asked: Sequence[Asked]) -> System:
     return System("", source, answers)
 
 
-def read_questions(path: Path) -> dict[str, str]:
+def read_questions(source: str | Path) -> dict[str, str]:
     """The questions by their ids, for answers that do not hold them.
 
+    Args:
+        source: a file, or whatever else `fourbit.generate.prompts.read_prompts` takes.
+
     Raises:
-        InputError: the file or a record in it is broken.
+        InputError: there is no such source, or a record in it is broken.
     """
-    if not path.is_file():
-        raise InputError(f"The file of questions {path} does not exist.")
-    records = read_records(path)
-    found: dict[str, str] = {}
-    for number, (where, record) in enumerate(zip(records.places, records.rows, strict=True), start=1):
-        field = next((name for name in ("messages", "prompt", "text") if record.get(name) is not None), None)
-        if field is None:
-            raise InputError(f"{where}: the record holds no prompt, text or messages.")
-        found[str(_id(record, number, where))] = _question(record[field], where, field)
-    return found
+    from fourbit.generate.prompts import read_prompts  # which brings torch along
+
+    return {str(one.id): _question(one.given, one.where, "prompt") for one in read_prompts(source)}
 
 
 def _question(asked: Any, where: str, field: str) -> str:
@@ -143,17 +138,6 @@ def _turns(messages: Sequence[Any], where: str, field: str) -> str:
     if len(said) == 1:
         return str(said[0][1])
     return "\n\n".join(f"{role}:\n{content}" for role, content in said)
-
-
-def _id(record: Mapping[str, Any], number: int, where: str) -> str | int:
-    for name in _IDS:
-        value = record.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (str, int)):
-            raise InputError(f"{where}: the {name} must be text or a whole number.")
-        return value
-    return number
 
 
 def same_prompts(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fourbit.data.records import Record, read_records
+from fourbit.data.records import Record, read_records, record_id
 from fourbit.errors import InputError
 from fourbit.generate.conversation import Message
 from fourbit.generate.prompt_sets import find_prompts
@@ -18,7 +18,6 @@ __all__ = ["MODES", "Asked", "read_prompts", "read_transcript"]
 MODES = ("auto", "chat", "text")
 _FIELDS = ("messages", "turns", "prompt", "text")
 _QUESTION_IDS = ("question_id", "message_id")
-_IDS = ("id", *_QUESTION_IDS)
 _TURN = re.compile(r"###\s*(Human|Assistant):")
 
 
@@ -104,7 +103,7 @@ def _asked(record: Record, number: int, where: str, mode: str, system: str | Non
         raise InputError(f"{where}: the field {field!r} must be {kind}.")
     if system is not None and not isinstance(turns, str) and turns[0]["role"] != "system":
         turns = [{"role": "system", "content": system}, *turns]
-    return Asked(_id(record, number, where), given, turns, where, later)
+    return Asked(record_id(record, number, where), given, turns, where, later)
 
 
 def _users_turns(turns: Any, where: str) -> tuple[str | list[dict[str, str]], tuple[str, ...]]:
@@ -131,14 +130,3 @@ def _messages(messages: list[Any], where: str, field: str) -> list[dict[str, str
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise InputError(f"{where}: message {number} must have a role and a content.")
     return [{key: _text(message[key], where, key) for key in ("role", "content")} for message in messages]
-
-
-def _id(record: Mapping[str, Any], number: int, where: str) -> str | int:
-    for name in _IDS:
-        value = record.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (str, int)):
-            raise InputError(f"{where}: the {name} must be text or a whole number.")
-        return value
-    return number

@@ -67,7 +67,7 @@ def _digest(value: object) -> str:
 
 
 def plan_pairs(
-    sources: Sequence[str], *, reference: str | None = None, questions: Path | None = None, common: bool = False
+    sources: Sequence[str], *, reference: str | None = None, questions: str | Path | None = None, common: bool = False
 ) -> PairSet:
     """Read files of answers and pair them.
 

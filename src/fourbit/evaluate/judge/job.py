@@ -75,7 +75,7 @@ class Job:
         mode: str = "verdict",
         reference: str | None = None,
         prompt: Path | None = None,
-        questions: Path | None = None,
+        questions: str | Path | None = None,
         common: bool = False,
         prices: Prices | None = None,
         max_cost: float | None = None,
