@@ -31,8 +31,9 @@ def test_contents(repository: Path, tmp_path: Path) -> None:
         names = set(file.namelist())
         (entry_points,) = [file.read(name).decode() for name in names if name.endswith("entry_points.txt")]
     assert {"fourbit/py.typed", "fourbit/kernels/native/libfourbit.so", "fourbit/kernels/native/build.txt"} <= names
-    assert {f"fourbit/serve/pages/{name}" for name in ("rate.html", "rate.js", "arena.css", "organise.js")} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert entry_points == "[console_scripts]\nfourbit = fourbit.cli:main\n"
-    sources = {str(file.relative_to(repository / "src")) for file in (repository / "src/fourbit").rglob("*.py")}
-    assert {name for name in names if name.endswith(".py")} == sources
+    files = [file for file in (repository / "src/fourbit").rglob("*") if file.is_file() and file.suffix != ".pyc"]
+    sources = {str(file.relative_to(repository / "src")) for file in files}
+    assert {"fourbit/pages/base.css", "fourbit/serve/pages/rate.js", "fourbit/train/report.html.j2"} <= sources
+    assert {name for name in names if name.startswith("fourbit/")} == sources
