@@ -24,21 +24,13 @@
 // Cost: N K (1/2 + 4 / block_size) bytes read, 2 M N K flops. Bound by memory up to about 4 rows, then by arithmetic;
 // from 8 or 9 rows on linear_many.cpp is faster.
 
-#include "../lanes.h"
-#include "../weight.h"
+#include "../few_rows.h"
 
 #include <stdlib.h>
 
 FB_BEGIN
 
 namespace {
-
-using Floats = Lanes::Floats;
-constexpr int lanes = Lanes::lanes;
-constexpr int group = 8 * lanes;  // elements of a row of W that are decoded together
-constexpr int group_bytes = group / 2;
-constexpr int prefetch_bytes = 8192;  // ahead in W, where rows read side by side defeat the hardware's prefetcher
-constexpr int rows_together = FB_AVX512 ? 4 : 1;  // rows of W that share a loaded x, as registers allow
 
 // How levels and x meet: `steps` vectors of levels per group, and as many of x.
 struct InFloat {
@@ -94,15 +86,6 @@ struct InBf16 {
 };
 
 #endif
-
-// One row of W as the inner loop sees it: groups of codes, the last of them where it can be read whole, and the scales
-// of its blocks, which begin `offset` elements before the first lane.
-struct Row {
-    const uint8_t* packed;
-    const uint8_t* last;
-    const float* scales;
-    int offset;
-};
 
 // Sums of `Rows` rows of W with `M` rows of x, which lie as [groups][M][group]; to sums [M][Rows].
 template <typename In, int Rows, int M>
@@ -237,29 +220,6 @@ Multiply<In> multiply_for(int64_t m) {
     }
 }
 
-// Sizes that follow from a weight and the number of rows of x.
-struct Sizes {
-    int64_t rows, cols, m;
-    int64_t packed_bytes, blocks;
-    int64_t phases;  // places in a lane at which rows of W begin: multiples of 8 / phases
-    int64_t groups;
-    int64_t scales;  // that may be read for a row: those of its groups and a vector more
-    int shift;       // log2 of the block size
-
-    Sizes(const FbWeight& weight, int64_t m) : rows(weight.rows), cols(weight.cols), m(m), phases(1), shift(0) {
-        packed_bytes = (rows * cols + 1) / 2;
-        blocks = (rows * cols + weight.block_size - 1) / weight.block_size;
-        while (cols * phases % 8) phases *= 2;
-        groups = (cols + 8 - 8 / phases + group - 1) / group;
-        while (1 << shift < weight.block_size) ++shift;
-        scales = groups * group / weight.block_size + 2 + lanes;
-        scales = (scales + 31) / 32 * 32;  // no cache line is written by two threads
-    }
-
-    int64_t x_size() const { return phases * m * groups * group; }
-    int phase_of(int64_t row) const { return (int)(row * cols % 8); }
-};
-
 // x [m, cols] in the order of the look-ups: [phases][blocks of rows][groups][rows of the block][group].
 template <typename In, typename T>
 void arrange(const T* x, const Sizes& sizes, typename In::X* arranged) {
@@ -289,32 +249,6 @@ void arrange(const T* x, const Sizes& sizes, typename In::X* arranged) {
     }
 }
 
-// Describes row n of W. What cannot be read in place, because it would be read beyond its end or is to be decoded, goes
-// to `scales` and `last`.
-Row row_of(const FbWeight& weight, const Sizes& sizes, int64_t n, float* scales, uint8_t* last) {
-    const int64_t begin = n * sizes.cols, end = begin + sizes.cols, first = begin - sizes.phase_of(n);
-    const int64_t block = begin >> sizes.shift;
-    Row row;
-    row.offset = (int)(first - (block << sizes.shift));
-    row.packed = weight.packed + first / 2;
-    row.last = row.packed + (sizes.groups - 1) * group_bytes;
-    const int64_t left = weight.packed + sizes.packed_bytes - row.last;
-    if (left < group_bytes) {
-        memset(last, 0, group_bytes);
-        if (left > 0) memcpy(last, row.last, (size_t)left);
-        row.last = last;
-    }
-    if (weight.absmax && block + sizes.scales <= sizes.blocks) {
-        row.scales = weight.absmax + block;
-    } else {
-        const int64_t count = ((end - 1) >> sizes.shift) - block + 1;
-        scales_of(weight, block, count, scales);
-        memset(scales + count, 0, (size_t)(sizes.scales - count) * sizeof(float));
-        row.scales = scales;
-    }
-    return row;
-}
-
 // Rows [begin, end) of W.
 template <typename In, typename T>
 void multiply_rows(const FbWeight& weight, const Sizes& sizes, const typename In::X* x, const T* bias, T* y,
@@ -322,13 +256,19 @@ void multiply_rows(const FbWeight& weight, const Sizes& sizes, const typename In
     const typename In::Levels levels = In::levels(weight.levels);
     uint8_t last[rows_together][group_bytes];
     float sums[rows_together * In::most_rows];
-    int64_t together = 1;
+    const bool in_strips = sizes.whole && !weight.absmax;
+    int64_t together = 1, strip = begin, strip_end = begin;
     for (int64_t n = begin; n < end; n += together) {
         // Rows that begin at different phases meet different layouts of x.
         together = sizes.phases == 1 && n + rows_together <= end ? rows_together : 1;
+        if (in_strips && n == strip_end) {
+            strip = n, strip_end = n + sizes.strip < end ? n + sizes.strip : end;
+            take_strip(weight, sizes, strip, strip_end, scales);
+        }
         Row row[rows_together];
         for (int64_t r = 0; r < together; ++r) {
-            row[r] = row_of(weight, sizes, n + r, scales + r * sizes.scales, last[r]);
+            const float* decoded = in_strips ? scales + (n + r - strip) * sizes.whole : nullptr;
+            describe(weight, sizes, n + r, decoded, scales + r * sizes.scales, last[r], row[r]);
         }
         const int64_t phase = sizes.phase_of(n) * sizes.phases / 8;
         for (int64_t m = 0; m < sizes.m; m += In::most_rows) {
@@ -388,7 +328,7 @@ int32_t multiply_all(const Product* products, int64_t count, const T* x, int64_t
     parts = parts < 1 ? 1 : parts > threads ? threads : parts;
 
     const size_t x_bytes = ((size_t)most.x_size() * sizeof(typename In::X) + 127) / 128 * 128;
-    const size_t scale_bytes = (size_t)(most.scales * rows_together) * sizeof(float);
+    const size_t scale_bytes = (size_t)most.scale_room() * sizeof(float);
     char* memory = (char*)malloc(128 + x_bytes + (size_t)parts * scale_bytes);
     if (!memory) return FB_NO_MEMORY;
     char* aligned = memory + (128 - (uintptr_t)memory % 128);
@@ -401,7 +341,7 @@ int32_t multiply_all(const Product* products, int64_t count, const T* x, int64_t
 #pragma omp parallel for schedule(static) num_threads((int)parts)
         for (int64_t part = 0; part < parts; ++part) {
             multiply_tiles<In, T>(products, some, arranged, first, tiles * part / parts, tiles * (part + 1) / parts,
-                                  scales + part * most.scales * rows_together);
+                                  scales + part * most.scale_room());
         }
     }
     free(memory);

@@ -277,6 +277,7 @@ def linear_checks(generator: torch.Generator) -> Iterator[Check]:
         (65, 256),
         (37, 96),
         (18, 704),
+        (150, 256),  # several strips of scales
     )
     for turn, (rows, cols) in enumerate(shapes * 3):
         dtype, block_size = list(DTYPES)[turn // len(shapes)], (32, 64, 256)[turn % 3]

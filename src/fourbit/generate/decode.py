@@ -144,7 +144,9 @@ def _loop(
             else:
                 logits = step(text[:, :end])
             # A copy also of fp32: processors may write into it.
-            scores = logits_processor(text[:, :end], logits.to(torch.float32, copy=True))
+            scores = logits.to(torch.float32, copy=True)
+            for process in logits_processor:  # the list itself asks for the signature of each, every time
+                scores = process(text[:, :end], scores)
             text[:, end] = scores.argmax(dim=-1)
         if (end - width) % every == 0 or end + 1 == width + most:
             new = text[:, read : end + 1].t().tolist()
