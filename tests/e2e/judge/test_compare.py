@@ -197,6 +197,11 @@ def test_folders_that_will_not_do(
     assert "does not exist" in compare(asked=tmp_path / "none.jsonl").complaint
     assert "is a file" in compare(out=prompts).complaint
 
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    answered(alone / "only.jsonl", "A cat.")
+    assert "one system only, only;" in compare("--judge-model", "toy", source=alone).complaint
+
     answered(folder / "few.jsonl", "A cat.", prompts=PROMPTS[:1])
     refused = compare().complaint
     assert all(word in refused for word in ("few.jsonl has no answer to prompts 1, 2", "prompts.jsonl", "--common"))

@@ -184,12 +184,12 @@ class Comparison:
             gc.collect()  # before the next model is loaded beside it
 
     def judging(self) -> Judging | None:
-        """The judge's work, once all answers are there; None where no model judges, or where there is no pair.
+        """The judge's work, once all answers are there; None where no model judges.
 
         Raises:
             InputError: the answers do not fit together.
         """
-        if self.jury is None or len(self.contenders) < 2:
+        if self.jury is None:
             return None
         return Judging.plan(
             [(one.name, self._answers(one)) for one in self.contenders],
@@ -277,6 +277,8 @@ class Comparison:
 def _check_jury(jury: Jury, contenders: Sequence[Contender]) -> None:
     check_terms(jury.mode, prompt=jury.prompt, reference=jury.reference, prices=jury.prices, max_cost=jury.max_cost)
     names = [one.name for one in contenders]
+    if len(names) < 2:
+        raise InputError(f"A judge compares, and there is one system only, {names[0]}; put another one beside it.")
     if jury.reference is not None and jury.reference not in names:
         raise InputError(f"The reference {jury.reference!r} is none of the systems; they are {', '.join(names)}.")
 
