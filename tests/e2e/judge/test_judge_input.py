@@ -157,7 +157,7 @@ def test_a_prompt_of_ones_own(server: Any, answers: Run, judge: Run, tmp_path: P
     own = tmp_path / "own.txt"
     own.write_text('Q: {question}\nA: {first}\nB: {second}\nReply {"verdict": 1}, 2 or 3, and {nothing} else.\n')
     server.answer = lambda prompt: '{"verdict": 2}'
-    done = judge(*paths, "--prompt", own)
+    done = judge(*paths, "--prompt", own, "--concurrency", "1")
     assert done.code == 0, done.err
     assert server.bodies[0]["messages"] == [
         {
