@@ -47,7 +47,7 @@ def elo(
     seed: Annotated[int, typer.Option(help="Of the orders and of the resamples.")] = 0,
     as_json: output.AsJson = False,
 ) -> None:
-    """Rank models by ratings of pairs of their answers, with intervals.
+    """Rank models by ratings of pairs of answers, with intervals.
 
     Reads what `fourbit judge` writes, the ratings released with the QLoRA paper, FastChat's judgements, and tables with
     the columns model_a, model_b and winner. A tie is half a point; both presentation orders count as matches. Intervals
