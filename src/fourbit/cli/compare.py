@@ -17,7 +17,7 @@ from fourbit.errors import InputError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from fourbit.evaluate.compare.job import Comparison, Jury
+    from fourbit.evaluate.compare.job import Comparison
     from fourbit.evaluate.judge.job import Judged
 
 __all__ = ["compare"]
@@ -92,12 +92,26 @@ def compare(
     the ranking with its intervals and the answers side by side. After an interruption the same command goes on.
     """
     with output.result(as_json) as show:
-        from fourbit.evaluate.compare.job import Comparison, Weights
+        from fourbit.evaluate.compare.job import Comparison, Jury, Weights
         from fourbit.evaluate.judge.asking import Pace
         from fourbit.evaluate.judge.endpoint import Address
+        from fourbit.evaluate.judge.money import Prices
+        from fourbit.evaluate.judge.requests import Settings
         from fourbit.generate import Sampling
 
-        jury = _jury(judge_model, mode, reference, judge_prompt, price_in, price_out, max_cost)
+        if judge_model is None and (
+            mode != "verdict"
+            or any(
+                given is not None
+                for given in (reference, judge_prompt, price_in, price_out, max_cost, base_url, api_key_env)
+            )
+        ):
+            raise InputError("Nobody judges; name a judge with --judge-model, or leave the options for one out.")
+        jury = (
+            None
+            if judge_model is None
+            else Jury(Settings(judge_model), mode, reference, judge_prompt, Prices(price_in, price_out), max_cost)
+        )
         comparison = Comparison.plan(
             folder,
             prompts,
@@ -125,7 +139,8 @@ def compare(
         judged = None
         job = comparison.judging()
         if job is not None and address is not None:
-            judging.announce(job, concurrency)
+            _, forecast, _ = job.look(concurrency)
+            judging.announce(job, forecast)
             with output.progress() as progress:
                 judged = job.run(address, pace=pace, progress=progress, say=_say)
             judging.explain(job, judged, command)
@@ -137,26 +152,6 @@ def compare(
 
 def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
-
-
-def _jury(
-    judge: str | None,
-    mode: str,
-    reference: str | None,
-    prompt: Path | None,
-    price_in: float | None,
-    price_out: float | None,
-    max_cost: float | None,
-) -> Jury | None:
-    from fourbit.evaluate.compare.job import Jury
-    from fourbit.evaluate.judge.money import Prices
-    from fourbit.evaluate.judge.requests import Settings
-
-    if judge is None:
-        if reference is not None or max_cost is not None or prompt is not None or mode != "verdict":
-            raise InputError("Nobody judges; name a judge with --judge-model, or leave the options for one out.")
-        return None
-    return Jury(Settings(judge), mode, reference, prompt, Prices(price_in, price_out), max_cost)
 
 
 def _answer(comparison: Comparison, command: str) -> None:

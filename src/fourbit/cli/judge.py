@@ -122,7 +122,7 @@ def judge(
             show(keys | {"dry_run": True}, lambda: output.facts(f"{out} would be", _plan_facts(job, forecast, keys)))
             return
         address = Address.find(base_url, api_key_env)
-        announce(job, concurrency)
+        announce(job, forecast)
         with output.progress() as progress:
             judged = job.run(address, pace=pace, partial=partial, progress=progress, say=_say)
         explain(job, judged, shlex.join(("fourbit", *context.obj)))
@@ -134,9 +134,8 @@ def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-def announce(job: Job, concurrency: int) -> None:
+def announce(job: Job, forecast: Estimate) -> None:
     """Say what is to come, and what it will cost."""
-    _, forecast, _ = job.look(concurrency)
     for sentence in (*job.sentences, _forecast_sentence(job, forecast)):
         _say(sentence)
 

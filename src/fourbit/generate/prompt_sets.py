@@ -6,6 +6,7 @@ import difflib
 import os
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from fourbit.errors import InputError
@@ -81,7 +82,7 @@ def _fetched(name: str, found: PromptSet) -> Path:
     try:
         with urllib.request.urlopen(found.address, timeout=_TIMEOUT_S) as reply:
             content: bytes = reply.read()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:  # the last: it ended in the middle
         raise InputError(
             f"The prompts {name} ({found.what}) cannot be downloaded now ({error}); get {found.address} and give that"
             " file."

@@ -165,6 +165,8 @@ def test_a_dry_run_writes_and_asks_nothing(judged: Run, server: Any, tmp_path: P
     [
         (["--reference", "base"], ["--judge-model"]),
         (["--max-cost", "3"], ["--judge-model"]),
+        (["--base-url", "http://localhost:1/v1"], ["--judge-model"]),
+        (["--price-in", "1", "--price-out", "1"], ["--judge-model"]),
         (["--judge-model", "toy", "--reference", "gpt-4"], ["'gpt-4'", "base, elsewhere, tuned"]),
         (["--judge-model", "toy", "--mode", "scores"], ["--reference"]),
         (["--judge-model", "toy", "--mode", "taste"], ["'taste'"]),
@@ -213,6 +215,26 @@ def test_folders_that_will_not_do(
     (folder / "orphan/adapter_config.json").write_text("{}")
     assert "does not say which model" in compare().complaint
     assert not (tmp_path / "out").exists()
+
+
+def test_a_kill_between_the_last_two_files(compare: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of them is written first, the same command takes the folder for its own."""
+    from fourbit.evaluate.compare import job
+
+    written, write = [], job.replace_file
+
+    def killed_after_one(path: Path, content: str) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(path, content)
+
+    monkeypatch.setattr(job, "replace_file", killed_after_one)
+    assert compare().code == 130
+    monkeypatch.undo()
+    done = compare()
+    assert done.code == 0, done.err
+    assert (tmp_path / "out/report.html").exists()
 
 
 def test_a_page_that_is_not_ours(compare: Run, tmp_path: Path) -> None:

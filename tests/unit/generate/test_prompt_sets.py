@@ -32,12 +32,14 @@ def asked_for() -> list[str]:
 
 @pytest.fixture
 def address(asked_for: list[str]) -> Iterator[str]:
-    """Of a server that has CONTENT under /good, half of it under /short, and nothing elsewhere."""
+    """A server of CONTENT under /good; of half of it under /short, and under /half where all is promised."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked_for.append(self.path)
-            self.send_response(200 if self.path in ("/good", "/short") else 404)
+            self.send_response(200 if self.path in ("/good", "/short", "/half") else 404)
+            if self.path == "/half":
+                self.send_header("Content-Length", str(len(CONTENT)))
             self.end_headers()
             self.wfile.write((CONTENT if self.path == "/good" else CONTENT[:60]).encode())
 
@@ -73,7 +75,11 @@ def test_a_file_goes_before_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     ("page", "says"),
-    [("/short", "is not vicuna: it has 2 lines in place of 3"), ("/none", r"cannot be downloaded now .*404.*; get ")],
+    [
+        ("/short", "is not vicuna: it has 2 lines in place of 3"),
+        ("/none", r"cannot be downloaded now .*404.*; get "),
+        ("/half", r"cannot be downloaded now .*IncompleteRead"),
+    ],
 )
 def test_what_is_not_the_set_is_not_kept(
     page: str, says: str, address: str, cache: Path, monkeypatch: pytest.MonkeyPatch

@@ -227,8 +227,10 @@ class Comparison:
         systems = read_systems([(one.name, self._answers(one)) for one in self.contenders])
         record = self._record(systems, rankings, agreement, summary, notes)
         shown = Shown(self.contenders, systems, rankings, [*_all(raters), *_all(self.votes)], record)
-        replace_file(self.output / "report.html", write_report(shown))
+        page = write_report(shown)
+        # First what tells that the page is ours: after a kill between the two the same command goes on.
         replace_file(self.output / "ranking.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        replace_file(self.output / "report.html", page)
         return record
 
     def _answers(self, contender: Contender) -> Path:
